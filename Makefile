@@ -1,0 +1,45 @@
+# What a person does in this repository, by name. `make` alone lists it.
+# Servers come from scripts/servers.sh; nothing here starts one that outlives the command.
+
+SERVERS := scripts/servers.sh
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix sim bench-failover
+
+help: ## list these targets
+	@echo 'Antiphon: make TARGET'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo 'Further arguments go in ARGS, for example: make sim ARGS="--seeds 10000"'
+
+demo: ## three PostgreSQL servers on this machine, replicated, with a failover to watch
+	@$(SERVERS) toolchain ensure >/dev/null
+	@echo 'Building antiphon (the first time takes some minutes) ...'
+	@cargo build -p antiphon
+	@cargo run -q -p antiphon -- demo $(ARGS)
+
+test: ## every test, against real PostgreSQL and etcd servers
+	@$(SERVERS) toolchain ensure etcd >/dev/null
+	cargo test --workspace $(ARGS)
+
+check: ## formatting, lints and the rules of the house; quick, starts no server
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo test -q -p antiphon --test tidy
+	@if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh; \
+	else echo 'shellcheck is not installed: the scripts were not checked'; fi
+	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
+	else echo 'cargo-deny is not installed: the licences of dependencies were not checked'; fi
+
+fix: ## put right what a machine can: formatting and the lints with a known cure
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt --all
+
+sim: ## simulate whole clusters, seed after seed; a failing seed is printed
+	cargo sim $(ARGS)
+
+bench-failover: ## how long writes stop at each kind of failure, beside Patroni (root; takes hours, ARGS="--runs 2" is shorter)
+	@$(SERVERS) toolchain etcd haproxy net >/dev/null
+	cargo build --release -p antiphon -p antiphon-bench
+	@postgresql=$$($(SERVERS) ensure) && patroni=$$($(SERVERS) patroni) && \
+	cargo run --release -q -p antiphon-bench -- failover --postgresql "$$postgresql" --patroni "$$patroni" $(ARGS)
