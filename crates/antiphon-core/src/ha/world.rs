@@ -43,6 +43,8 @@ pub struct World {
 pub struct Me {
     /// The record it would publish, with `fence`, `release` and `serving` as they last were.
     pub member: Member,
+    /// When this agent started.
+    pub started: Instant,
     /// The term that it is fenced for, read back from disk. Never goes back.
     pub fenced: Epoch,
     /// Until when its own lease lets it serve, if it holds one (counted from before the renewal was sent).

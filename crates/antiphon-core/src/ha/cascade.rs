@@ -1,0 +1,48 @@
+//! Whom a follower streams from: the leader, or the member that its `replicatefrom` tag names.
+//!
+//! A follower of a lost upstream goes to the leader; two members that name each other do too.
+
+use super::cluster::Leader;
+use super::world::{Upstream, World};
+use crate::NodeName;
+
+/// The upstream and the `host:port` of its server.
+pub(super) fn upstream(world: &World, leader: &Leader, leader_address: &str) -> (Upstream, String) {
+    let wanted = world.me.tags().replicatefrom.as_ref().filter(|name| *name != &leader.name);
+    let usable = wanted.filter(|name| streams(world, name) && !depends_on_me(world, name));
+    let address = usable.and_then(|name| world.store.member(name)?.server_address.clone());
+    match (usable, address) {
+        (Some(name), Some(address)) => (Upstream { name: name.clone(), epoch: leader.epoch }, address),
+        _ => (Upstream { name: leader.name.clone(), epoch: leader.epoch }, leader_address.to_owned()),
+    }
+}
+
+/// Heard of lately, and itself streaming.
+fn streams(world: &World, name: &NodeName) -> bool {
+    world.peers.get(name).is_some_and(|peer| {
+        peer.heard_within(world.now, world.settings.failure_timeout)
+            && peer.beat.as_ref().is_some_and(|beat| beat.server.state == "streaming")
+    })
+}
+
+/// Following the chain of upstreams from `name` leads back here.
+fn depends_on_me(world: &World, name: &NodeName) -> bool {
+    let mut at = name.clone();
+    for _ in 0..=world.peers.len() {
+        let next = world.peers.get(&at).and_then(|p| p.beat.as_ref()).and_then(|b| b.server.upstream.clone());
+        match next {
+            Some(next) if next == *world.me.name() => return true,
+            Some(next) => at = next,
+            None => return false,
+        }
+    }
+    true
+}
+
+/// The `host:port` of a follower that is tagged as a preferred source of base backups, if one streams.
+pub(super) fn clone_source(world: &World) -> Option<String> {
+    let members = world.store.members.values().map(|stored| &stored.value);
+    let mut sources =
+        members.filter(|m| m.tags.clonefrom && m.name != *world.me.name() && streams(world, &m.name));
+    sources.find_map(|m| m.server_address.clone())
+}

@@ -1,0 +1,155 @@
+//! What a member does under another member's leadership: follow it, and bring its data there first if needed.
+//!
+//! A follower attaches only after its own history was compared with the leader's; never to a leader of a
+//! term below the one it is fenced for.
+
+use std::time::Duration;
+
+use super::cascade;
+use super::cluster::{Leader, Serving};
+use super::decide::{Decision, busy, with_record};
+use super::elect::stop;
+use super::rejoin::{self, Fork};
+use super::role::Role;
+use super::slots;
+use super::step::Step;
+use super::why::Why;
+use super::world::{Database, Server, StandbyServer, StopMode, Stopped, Task, World};
+
+/// Another member leads.
+pub(super) fn follow(world: &World, leader: &Leader, db: &Database) -> Decision {
+    let epoch = leader.epoch;
+    let rejoining = Role::Rejoining;
+    let decision = match &db.server {
+        Server::Primary(_) | Server::Stuck { primary: true, .. } => {
+            return stop(world, db, Role::Demoting, Why::Deposed { by: epoch }, StopMode::Fast);
+        }
+        Server::Orphans { .. } => {
+            return stop(world, db, Role::Demoting, Why::ClearingOrphans, StopMode::Kill);
+        }
+        Server::Stuck { why, .. } => {
+            return stop(world, db, rejoining, Why::CannotServe { why: why.clone() }, StopMode::Immediate);
+        }
+        Server::Starting { .. } => Decision::rest(rejoining, Why::Starting),
+        Server::Refused { .. } => Decision::rest(Role::Waiting, Why::WaitingForBootstrap),
+        Server::Standby(_) | Server::Stopped(_) | Server::Absent => act(world, leader, db),
+    };
+    with_record(world, None, decision)
+}
+
+/// The server can be worked on, or needs to be.
+fn act(world: &World, leader: &Leader, db: &Database) -> Decision {
+    if let Some((why, at)) = busy(world, db) {
+        let role = match (&db.server, db.task) {
+            (Server::Standby(standby), None | Some((Task::Checkpoint, _))) => role_of(standby, leader),
+            _ => Role::Rejoining,
+        };
+        let decision = Decision::rest(role, why);
+        return at.map_or(decision.clone(), |at| decision.waking(at));
+    }
+    let leading = world.store.member(&leader.name);
+    let serving = leading.and_then(|m| m.serving.as_ref()).filter(|serving| serving.epoch == leader.epoch);
+    let address = leading.and_then(|m| m.server_address.as_ref());
+    let (Some(serving), Some(address)) = (serving, address) else { return wait_for(world, leader, db) };
+    if db.half_built || db.server == Server::Absent || world.me.reinitialise_requested {
+        let address = cascade::clone_source(world).unwrap_or_else(|| address.clone());
+        let keep_old = db.half_built;
+        return Decision::step(Role::Rejoining, Why::Cloning, Step::Clone { address, keep_old });
+    }
+    match &db.server {
+        Server::Stopped(stopped) => return from_rest(world, serving, address, db, stopped),
+        Server::Standby(standby) => attach(world, leader, serving, address, db, standby),
+        _ => unreachable!("follow() passes on only what is stopped, absent or in recovery"),
+    }
+}
+
+/// The leader does not serve yet: be ready for it.
+fn wait_for(world: &World, leader: &Leader, db: &Database) -> Decision {
+    let why = Why::WaitingForLeader { leader: leader.name.clone() };
+    match &db.server {
+        Server::Stopped(stopped) if !stopped.primary && !db.half_built => {
+            Decision::step(Role::Rejoining, Why::Starting, Step::StartStandby { upstream: None })
+        }
+        Server::Standby(standby) if standby.upstream.is_some() && world.me.fenced >= leader.epoch => {
+            Decision::step(Role::Rejoining, why, Step::Unfollow)
+        }
+        _ => Decision::rest(Role::Rejoining, why).waking(world.now + Duration::from_secs(1)),
+    }
+}
+
+/// The server does not run: start it in recovery, rewound if its history needs it.
+fn from_rest(world: &World, serving: &Serving, address: &str, db: &Database, stopped: &Stopped) -> Decision {
+    let diverged = stopped.primary
+        && (!stopped.clean || rejoin::fork_of_checkpoint(serving, stopped.checkpoint) == Fork::Diverged);
+    if diverged {
+        return rewind(world, address, db);
+    }
+    Decision::step(Role::Rejoining, Why::Starting, Step::StartStandby { upstream: None })
+}
+
+fn rewind(world: &World, address: &str, db: &Database) -> Decision {
+    let failures = db.failed.as_ref().filter(|failed| failed.task == Task::Rewind).map_or(0, |f| f.times);
+    let can_rewind = world.settings.postgresql.use_pg_rewind && failures < REWINDS_MAX;
+    if can_rewind {
+        return Decision::step(Role::Rejoining, Why::Diverged, Step::Rewind { address: address.to_owned() });
+    }
+    if world.me.may_reinitialise {
+        let step = Step::Clone { address: address.to_owned(), keep_old: true };
+        return Decision::step(Role::Rejoining, Why::Cloning, step);
+    }
+    Decision::rest(Role::Rejoining, Why::NeedsReinit)
+}
+
+/// Attempts of pg_rewind before the directory is given up.
+const REWINDS_MAX: u32 = 3;
+
+/// In recovery: attach to the right member, once the histories were compared.
+fn attach(
+    world: &World,
+    leader: &Leader,
+    serving: &Serving,
+    leader_address: &str,
+    db: &Database,
+    standby: &StandbyServer,
+) -> Decision {
+    let role = role_of(standby, leader);
+    if world.me.restart_requested {
+        return Decision::step(role, Why::Restarting, Step::Stop { mode: StopMode::Fast });
+    }
+    let (upstream, address) = cascade::upstream(world, leader, leader_address);
+    assert!(
+        upstream.epoch >= world.me.fenced,
+        "a follower streams from no leader of a term it is fenced against"
+    );
+    if standby.upstream.as_ref() == Some(&upstream) {
+        let decision = Decision::rest(role, Why::Following { upstream: upstream.name });
+        return slots::with_slots(world, db, decision);
+    }
+    let Some(position) = standby.position else {
+        let decision =
+            Decision::rest(role, Why::PositionUnknown).waking(world.now + Duration::from_millis(100));
+        // Only a receiver that is off lets the end of the local WAL be known for certain.
+        return if standby.upstream.is_some() {
+            Decision { steps: vec![Step::Unfollow], ..decision }
+        } else {
+            decision
+        };
+    };
+    if rejoin::fork(serving, position) == Fork::Diverged {
+        return rewind(world, leader_address, db);
+    }
+    Decision::step(
+        role,
+        Why::Following { upstream: upstream.name.clone() },
+        Step::Follow { upstream, address },
+    )
+}
+
+fn role_of(standby: &StandbyServer, leader: &Leader) -> Role {
+    match &standby.upstream {
+        Some(upstream) if upstream.epoch == leader.epoch => {
+            Role::Follower { upstream: upstream.name.clone() }
+        }
+        _ => Role::Rejoining,
+    }
+}
