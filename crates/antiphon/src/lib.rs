@@ -1,0 +1,4 @@
+//! Antiphon: one binary that makes stock database servers one replicated system.
+
+pub mod agent;
+pub mod config;
