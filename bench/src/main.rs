@@ -1,1 +1,179 @@
-fn main() {}
+//! `antiphon-bench`: Antiphon beside its peers, on the same machine, in one run.
+//!
+//! `failover` asks how long writes stop when a leader fails, and whether acknowledged writes are lost. Each
+//! node is a network namespace on one bridge, the client another; the program starts itself once more inside
+//! the client's namespace, so that it reaches the nodes only over that bridge. It needs root, touches no
+//! other network and no PostgreSQL but its own, and takes everything down again at the end.
+
+mod client;
+mod events;
+mod net;
+mod process;
+mod report;
+mod systems;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use events::Event;
+use net::Net;
+use systems::Choice;
+
+/// Antiphon beside its peers, in one run.
+#[derive(Parser)]
+#[command(name = "antiphon-bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    question: Question,
+}
+
+#[derive(Subcommand)]
+enum Question {
+    /// How long do writes stop when a leader fails, and is an acknowledged write lost?
+    Failover(Failover),
+}
+
+/// What `failover` is asked to do.
+#[derive(Args)]
+pub(crate) struct Failover {
+    /// Runs of each event on each system
+    #[arg(long, default_value_t = 20)]
+    runs: u32,
+    /// Which systems, one after the other
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["patroni", "patroni-fastest", "antiphon"])]
+    systems: Vec<Choice>,
+    /// Which events
+    #[arg(long, value_enum, value_delimiter = ',',
+          default_values = ["postgres-killed", "node-killed", "node-cut-off", "switchover"])]
+    events: Vec<Event>,
+    /// PostgreSQL's bin directory (scripts/servers.sh ensure)
+    #[arg(long)]
+    postgresql: PathBuf,
+    /// Patroni's bin directory (scripts/servers.sh patroni)
+    #[arg(long)]
+    patroni: Option<PathBuf>,
+    /// The antiphon binary; without it, the one beside this program
+    #[arg(long)]
+    antiphon: Option<PathBuf>,
+    /// Where each run is appended as a line of JSON
+    #[arg(long, default_value = "target/bench-failover.jsonl")]
+    out: PathBuf,
+    /// Keep the nodes' directories, logs included, and say where they are
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Names the network to the program's second self, which runs inside it.
+const NET_VARIABLE: &str = "ANTIPHON_BENCH_NET";
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Cli { question: Question::Failover(wanted) } = Cli::parse();
+    let done = match std::env::var(NET_VARIABLE) {
+        Ok(prefix) => run_inside(&wanted, Net::existing(prefix)).await,
+        Err(_) => run_outside().await,
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("antiphon-bench: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+/// Lays the network, runs this program again inside it, and takes the network down whatever happened.
+async fn run_outside() -> anyhow::Result<ExitCode> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("only root can make network namespaces: run it as root");
+    }
+    let net = Net::create().await?;
+    let outcome = run_second_self(&net).await;
+    net.destroy().await;
+    outcome
+}
+
+async fn run_second_self(net: &Net) -> anyhow::Result<ExitCode> {
+    let program = std::env::current_exe().context("could not find this program's own path")?;
+    let mut command = net.command_at_client(&program);
+    command.args(std::env::args_os().skip(1)).env(NET_VARIABLE, net.prefix());
+    let mut child = command.spawn().context("could not start inside the client's network namespace")?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let status = tokio::select! {
+        status = child.wait() => status?,
+        // The terminal sends its interrupt to both; the second self stops its servers, then ends.
+        _ = interrupt.recv() => child.wait().await?,
+        _ = terminate.recv() => {
+            process::send(child.id(), nix::sys::signal::Signal::SIGTERM);
+            child.wait().await?
+        }
+    };
+    Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(2)).unwrap_or(2)))
+}
+
+async fn run_inside(wanted: &Failover, net: Net) -> anyhow::Result<ExitCode> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let folder = process::work_folder().context("could not make a folder for the nodes")?;
+    let outcome = tokio::select! {
+        outcome = measure(wanted, &net, &folder) => outcome,
+        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted; the runs so far are in {}", wanted.out.display())),
+        _ = terminate.recv() => Err(anyhow::anyhow!("ended; the runs so far are in {}", wanted.out.display())),
+    };
+    net.kill_everything_in_nodes().await;
+    if wanted.keep {
+        eprintln!("the nodes' directories are kept in {}", folder.display());
+    } else if let Err(error) = std::fs::remove_dir_all(&folder) {
+        eprintln!("could not remove {}: {error}", folder.display());
+    }
+    outcome
+}
+
+async fn measure(wanted: &Failover, net: &Net, folder: &std::path::Path) -> anyhow::Result<ExitCode> {
+    let mut log = report::Log::open(&wanted.out)?;
+    let mut results = Vec::new();
+    for choice in &wanted.systems {
+        let mut system = systems::make(*choice, wanted, net, &folder.join(choice.name()))?;
+        results.extend(events::run_all(system.as_mut(), net, wanted, &mut log).await?);
+    }
+    print!("{}", report::table(&results));
+    let verdict = report::judge(&results, &wanted.events, wanted.runs);
+    println!("{verdict}");
+    Ok(ExitCode::from(verdict.code()))
+}
+
+impl Failover {
+    /// Runs of each event on each system.
+    pub(crate) fn runs(&self) -> u32 {
+        self.runs
+    }
+
+    /// The events in the order asked for.
+    pub(crate) fn events(&self) -> &[Event] {
+        &self.events
+    }
+
+    /// PostgreSQL's bin directory.
+    pub(crate) fn postgresql(&self) -> &std::path::Path {
+        &self.postgresql
+    }
+
+    /// Patroni's bin directory, when one was given.
+    pub(crate) fn patroni(&self) -> Option<&std::path::Path> {
+        self.patroni.as_deref()
+    }
+
+    /// The antiphon binary: the one named, else the one beside this program.
+    pub(crate) fn antiphon(&self) -> anyhow::Result<PathBuf> {
+        if let Some(named) = &self.antiphon {
+            return Ok(named.clone());
+        }
+        let beside = std::env::current_exe()?.with_file_name("antiphon");
+        if !beside.exists() {
+            bail!("no antiphon at {}: build it, or name one with --antiphon", beside.display());
+        }
+        Ok(beside)
+    }
+}
