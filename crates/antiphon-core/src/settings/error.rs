@@ -31,11 +31,11 @@ impl fmt::Display for KeyPath {
     }
 }
 
-/// One mistake in a settings document.
+/// One mistake in a settings document. Displayed as its path and its sentence.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{}: {}", self.path(), self.sentence())]
 pub enum SettingsError {
     /// No setting has this name.
-    #[error("{path}: unknown setting{}", did_you_mean(.nearest.as_deref()))]
     Unknown {
         /// Where it stands.
         path: KeyPath,
@@ -43,7 +43,6 @@ pub enum SettingsError {
         nearest: Option<String>,
     },
     /// The value is of the wrong kind or out of range.
-    #[error("{path}: {value} is not {expected}")]
     Invalid {
         /// Where it stands.
         path: KeyPath,
@@ -53,7 +52,6 @@ pub enum SettingsError {
         expected: String,
     },
     /// The setting or its value cannot be honoured; the reason says what to do instead.
-    #[error("{path}: {reason}")]
     Refused {
         /// Where it stands.
         path: KeyPath,
@@ -71,16 +69,22 @@ impl SettingsError {
         Self::Refused { path, reason }
     }
 
+    /// What is wrong, without where.
+    pub fn sentence(&self) -> String {
+        match self {
+            Self::Unknown { nearest: Some(name), .. } => format!("unknown setting; did you mean {name}?"),
+            Self::Unknown { nearest: None, .. } => "unknown setting".to_owned(),
+            Self::Invalid { value, expected, .. } => format!("{value} is not {expected}"),
+            Self::Refused { reason, .. } => reason.clone(),
+        }
+    }
+
     /// Where the mistake stands.
     pub fn path(&self) -> &KeyPath {
         match self {
             Self::Unknown { path, .. } | Self::Invalid { path, .. } | Self::Refused { path, .. } => path,
         }
     }
-}
-
-fn did_you_mean(nearest: Option<&str>) -> String {
-    nearest.map(|name| format!("; did you mean {name}?")).unwrap_or_default()
 }
 
 /// A value as an error shows it: bounded.

@@ -197,12 +197,12 @@ pub const KEYS: &[Key] = &[
     key(
         "postgresql.pg_hba",
         Kind::Lines { at: |s| &mut s.postgresql.pg_hba },
-        "Lines of pg_hba.conf on all members; a node file's own lines go before these.",
+        "Lines of pg_hba.conf on all members; a node file's own lines take their place.",
     ),
     key(
         "postgresql.pg_ident",
         Kind::Lines { at: |s| &mut s.postgresql.pg_ident },
-        "Lines of pg_ident.conf on all members.",
+        "Lines of pg_ident.conf on all members; likewise.",
     ),
     key(
         "postgresql.recovery_conf",

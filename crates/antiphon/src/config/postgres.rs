@@ -1,0 +1,302 @@
+//! The `postgresql` section: the local server.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use antiphon_core::settings::{
+    Origin, check_hba_line, check_parameter, scalar_text, works_only_cluster_wide,
+};
+
+use super::bootstrap::options;
+use super::model::{Account, CallbackEvent, PostgresConfig, ReplicaMethod};
+use super::resolve::reached_at;
+use super::section::Section;
+use super::yaml::Content;
+
+const PORT: u16 = 5432;
+
+/// Longest name of a database user, in bytes.
+const USER_BYTES_MAX: usize = 63;
+
+/// Options of pg_basebackup that are the manager's own.
+const BASEBACKUP_OWN: [&str; 13] = [
+    "pgdata",
+    "format",
+    "wal-method",
+    "xlog-method",
+    "gzip",
+    "compress",
+    "version",
+    "dbname",
+    "host",
+    "port",
+    "username",
+    "no-password",
+    "password",
+];
+
+/// Connection options of an account.
+const ACCOUNT_OPTIONS: [&str; 9] = [
+    "sslmode",
+    "sslkey",
+    "sslcert",
+    "sslrootcert",
+    "sslcrl",
+    "sslcrldir",
+    "sslnegotiation",
+    "gssencmode",
+    "channel_binding",
+];
+
+const SSL_MODES: [(&str, &str); 6] = [
+    ("disable", "disable"),
+    ("allow", "allow"),
+    ("prefer", "prefer"),
+    ("require", "require"),
+    ("verify-ca", "verify-ca"),
+    ("verify-full", "verify-full"),
+];
+
+/// Reads the section.
+pub(super) fn postgres(section: Section<'_>) -> Option<PostgresConfig> {
+    if section.get("listen").is_none() {
+        section.problem(
+            "listen",
+            format!("is missing: say where the server listens, as listen: 10.0.0.1:{PORT}"),
+        );
+    }
+    let listen = section.listen("listen", Some(PORT));
+    let connect_address = reached_at(&section, listen.as_ref(), PORT);
+    if section.get("data_dir").is_none() {
+        section.problem(
+            "data_dir",
+            "is missing: say where the server's data is, as data_dir: /var/lib/postgresql/data",
+        );
+    }
+    let data_dir = section.path("data_dir");
+    let state_dir = state_dir(&section, data_dir.as_deref());
+    let accounts = accounts(&section);
+    let (create_replica_methods, replica_methods) = replica_methods(&section);
+    let switch = |name| section.switch(name).unwrap_or(false);
+    let config = |data_dir: PathBuf, accounts: Accounts, state_dir: PathBuf| {
+        Some(PostgresConfig {
+            listen: listen.clone()?,
+            connect_address: connect_address.clone()?,
+            proxy_address: section.address("proxy_address", Some(PORT)),
+            config_dir: section.path("config_dir").unwrap_or_else(|| data_dir.clone()),
+            data_dir,
+            bin_dir: section.path("bin_dir"),
+            state_dir,
+            pgpass: section.path("pgpass"),
+            custom_conf: section.path("custom_conf"),
+            use_unix_socket: switch("use_unix_socket"),
+            use_unix_socket_repl: switch("use_unix_socket_repl"),
+            superuser: accounts.superuser,
+            replication: accounts.replication,
+            rewind: accounts.rewind,
+            callbacks: callbacks(&section),
+            create_replica_methods: create_replica_methods.clone(),
+            replica_methods: replica_methods.clone(),
+            basebackup: options(&section, "basebackup", &BASEBACKUP_OWN),
+            parameters: parameters(&section, "parameters"),
+            recovery_conf: parameters(&section, "recovery_conf"),
+            pg_hba: lines(&section, "pg_hba"),
+            pg_ident: lines(&section, "pg_ident"),
+            pg_ctl_timeout: section.span("pg_ctl_timeout").unwrap_or(Duration::from_secs(60)),
+            use_pg_rewind: section.switch("use_pg_rewind"),
+            remove_data_directory_on_rewind_failure: switch("remove_data_directory_on_rewind_failure"),
+            remove_data_directory_on_diverged_timelines: switch(
+                "remove_data_directory_on_diverged_timelines",
+            ),
+            pre_promote: section.text("pre_promote"),
+            before_stop: section.text("before_stop"),
+            allow_dynamic_commands: switch("allow_dynamic_commands"),
+        })
+    };
+    // Placeholders let the rest be read, and complained about, when these are missing; the complaint about them
+    // is noted already, so the result is never used.
+    let placeholder = || PathBuf::from("/");
+    let read = config(
+        data_dir.clone().unwrap_or_else(placeholder),
+        accounts.clone().unwrap_or_default(),
+        state_dir.clone().unwrap_or_else(placeholder),
+    );
+    section.refused(&["bin_name"], "is not supported: name the directory of the programs in bin_dir");
+    section.refused(&["use_slots"], "counts for the whole cluster; set it with bootstrap.dcs or edit-config");
+    section.finish();
+    read.filter(|_| data_dir.is_some() && accounts.is_some() && state_dir.is_some())
+}
+
+/// Antiphon's own directory: beside the data, never in it, since a clone replaces the data directory whole.
+fn state_dir(section: &Section<'_>, data_dir: Option<&Path>) -> Option<PathBuf> {
+    let state_dir = match section.get("state_dir") {
+        Some(_) => section.path("state_dir")?,
+        None => {
+            let mut beside = data_dir?.as_os_str().to_owned();
+            beside.push(".antiphon");
+            PathBuf::from(beside)
+        }
+    };
+    if data_dir.is_some_and(|data_dir| state_dir.starts_with(data_dir) || data_dir.starts_with(&state_dir)) {
+        section.problem(
+            "state_dir",
+            "and data_dir must not contain each other: a clone replaces data_dir whole",
+        );
+        return None;
+    }
+    Some(state_dir)
+}
+
+#[derive(Clone)]
+struct Accounts {
+    superuser: Account,
+    replication: Account,
+    rewind: Option<Account>,
+}
+
+impl Default for Accounts {
+    fn default() -> Self {
+        let nobody =
+            Account { username: String::new(), password: None, options: BTreeMap::new(), key_password: None };
+        Self { superuser: nobody.clone(), replication: nobody, rewind: None }
+    }
+}
+
+fn accounts(section: &Section<'_>) -> Option<Accounts> {
+    let Some(authentication) = section.section("authentication") else {
+        section.problem(
+            "authentication",
+            "is missing: add superuser and replication, each with username and password",
+        );
+        return None;
+    };
+    let missing = |name: &str| authentication.problem(name, "is missing: add its username and password");
+    let read = |name: &str| authentication.section(name).map(account);
+    let (superuser, replication, rewind) = (read("superuser"), read("replication"), read("rewind"));
+    if superuser.is_none() {
+        missing("superuser");
+    }
+    if replication.is_none() {
+        missing("replication");
+    }
+    let all: Vec<_> = [("superuser", &superuser), ("replication", &replication), ("rewind", &rewind)]
+        .into_iter()
+        .filter_map(|(name, account)| Some((name, account.as_ref()?.as_ref()?)))
+        .collect();
+    for (index, (name, account)) in all.iter().enumerate() {
+        let other = all.iter().take(index).find(|(_, other)| other.username == account.username);
+        if let Some((other, _)) = other.filter(|(_, other)| other.password != account.password) {
+            authentication
+                .problem(name, format!("has the user of {other} and another password; a user has one"));
+        }
+    }
+    authentication.finish();
+    Some(Accounts {
+        superuser: superuser??,
+        replication: replication??,
+        rewind: match rewind {
+            Some(account) => Some(account?),
+            None => None,
+        },
+    })
+}
+
+fn account(section: Section<'_>) -> Option<Account> {
+    let username = section.required("username", "say who to connect as").filter(|name| {
+        if name.len() > USER_BYTES_MAX {
+            section.problem(
+                "username",
+                format!("is longer than {USER_BYTES_MAX} bytes, which PostgreSQL would cut off"),
+            );
+        }
+        name.len() <= USER_BYTES_MAX
+    });
+    let mut given = BTreeMap::new();
+    for option in ACCOUNT_OPTIONS {
+        let value = if option == "sslmode" {
+            section.choice(option, &SSL_MODES).map(str::to_owned)
+        } else {
+            section.text(option)
+        };
+        given.extend(value.map(|value| (option.to_owned(), value)));
+    }
+    let (password, key_password) = (section.secret("password"), section.secret("sslpassword"));
+    section.finish();
+    Some(Account { username: username?, password, options: given, key_password })
+}
+
+fn callbacks(section: &Section<'_>) -> BTreeMap<CallbackEvent, String> {
+    let Some(callbacks) = section.section("callbacks") else { return BTreeMap::new() };
+    let events = [
+        ("on_reload", CallbackEvent::Reload),
+        ("on_restart", CallbackEvent::Restart),
+        ("on_role_change", CallbackEvent::RoleChange),
+        ("on_start", CallbackEvent::Start),
+        ("on_stop", CallbackEvent::Stop),
+    ];
+    let given = events.iter().filter_map(|(name, event)| Some((*event, callbacks.text(name)?))).collect();
+    callbacks.finish();
+    given
+}
+
+/// The methods in order, and the definitions of those that are not built in.
+fn replica_methods(section: &Section<'_>) -> (Vec<String>, BTreeMap<String, ReplicaMethod>) {
+    let mut names = section.texts("create_replica_methods", false);
+    names.extend(section.texts("create_replica_method", false));
+    if names.is_empty() {
+        names.push("basebackup".to_owned());
+    }
+    let mut methods = BTreeMap::new();
+    for name in names.iter().filter(|name| *name != "basebackup") {
+        let Some(method) = section.section(name) else {
+            section.problem(
+                "create_replica_methods",
+                format!("names {name:?}, which has no section; add {name}: {{command: ...}}"),
+            );
+            continue;
+        };
+        let command = method.required("command", "say what makes the replica");
+        let switch = |key| method.switch(key).unwrap_or(false);
+        let (no_leader, keep_data, no_params) =
+            (switch("no_leader") || switch("no_master"), switch("keep_data"), switch("no_params"));
+        let own = method.rest();
+        let options =
+            own.iter().filter_map(|entry| Some((entry.key.clone(), method.text(&entry.key)?))).collect();
+        methods.extend(command.map(|command| {
+            (name.clone(), ReplicaMethod { command, no_leader, keep_data, no_params, options })
+        }));
+    }
+    (names, methods)
+}
+
+fn parameters(section: &Section<'_>, name: &str) -> BTreeMap<String, String> {
+    let Some(node) = section.get(name) else { return BTreeMap::new() };
+    let Content::Map(entries) = &node.content else {
+        section.problem(name, "must be a map of parameters");
+        return BTreeMap::new();
+    };
+    let mut parameters = BTreeMap::new();
+    for entry in entries.iter().filter(|entry| !matches!(entry.node.content, Content::Null)) {
+        let path = format!("{}.{}", section.path_of(name), entry.key);
+        let wrong = |text: String| section.findings().problem(&entry.place, &path, text);
+        let Some(text) = scalar_text(&entry.node.to_json()) else {
+            wrong("must be a number, a switch or a text of one line".to_owned());
+            continue;
+        };
+        match check_parameter(&entry.key, &text, Origin::NodeFile) {
+            Err(reason) => wrong(reason),
+            Ok(()) if works_only_cluster_wide(&entry.key) => {
+                let text = "has no effect here: it must be equal on all members; set it with bootstrap.dcs or edit-config";
+                section.findings().warning(&entry.place, &path, text);
+            }
+            Ok(()) => drop(parameters.insert(entry.key.to_ascii_lowercase(), text)),
+        }
+    }
+    parameters
+}
+
+fn lines(section: &Section<'_>, name: &str) -> Vec<String> {
+    let lines = section.texts(name, false);
+    lines.into_iter().filter(|line| check_hba_line(line)).collect()
+}
