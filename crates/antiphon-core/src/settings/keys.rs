@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::error::{KeyPath, SettingsError};
 use super::nearest::nearest;
-use super::parameters::{Origin, check_hba_line, check_parameter, scalar_text};
+use super::parameters::{Origin, check_hba_line, check_parameter, gone_parameter, scalar_text};
 use super::slots::{PermanentSlot, SlotMatcher, read_matcher, read_slot};
 use super::{DynamicCommands, Settings, SyncMode, read};
 
@@ -252,14 +252,23 @@ pub(super) fn apply(
     reader.errors
 }
 
-/// The keys of a document that are taken and do nothing, with the reason why nothing is lost.
-pub fn without_effect(document: &Value) -> Vec<(KeyPath, &'static str)> {
+/// The keys of a document that are taken and do nothing, each with the reason.
+pub fn without_effect(document: &Value) -> Vec<(KeyPath, String)> {
     let top = document.as_object().into_iter().flatten();
-    top.filter_map(|(name, _)| match find("", name)?.kind {
-        Kind::NoEffect(reason) => Some((KeyPath::of(&[name]), reason)),
-        _ => None,
-    })
-    .collect()
+    let mut found: Vec<(KeyPath, String)> = top
+        .filter_map(|(name, _)| match find("", name)?.kind {
+            Kind::NoEffect(reason) => Some((KeyPath::of(&[name]), reason.to_owned())),
+            _ => None,
+        })
+        .collect();
+    let parameters = document.pointer("/postgresql/parameters").and_then(Value::as_object);
+    for name in parameters.into_iter().flat_map(Map::keys) {
+        found.extend(gone_parameter(name).map(|instead| {
+            let path = KeyPath::of(&["postgresql", "parameters", name]);
+            (path, format!("PostgreSQL has it no more; {instead}"))
+        }));
+    }
+    found
 }
 
 /// The setting with this name or alias in a section ("" or "postgresql.").
@@ -387,7 +396,8 @@ impl Reader<'_> {
         at: fn(&mut Settings) -> &mut BTreeMap<String, String>,
     ) {
         let Some(map) = value.as_object() else { return self.invalid(path, value, "a map of parameters") };
-        for (name, value) in map.iter().filter(|(_, value)| !value.is_null()) {
+        let wanted = |(name, value): &(&String, &Value)| !value.is_null() && gone_parameter(name).is_none();
+        for (name, value) in map.iter().filter(wanted) {
             let path = path.join(name);
             let Some(text) = scalar_text(value) else {
                 self.invalid(&path, value, "a number, a switch or a text of one line");

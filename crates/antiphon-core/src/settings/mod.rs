@@ -29,7 +29,8 @@ pub use merge::{Change, diff, merge};
 pub use nearest::nearest;
 pub use page::page;
 pub use parameters::{
-    Origin, check_hba_line, check_parameter, needs_opt_in, scalar_text, works_only_cluster_wide,
+    Origin, check_hba_line, check_parameter, gone_parameter, needs_opt_in, scalar_text,
+    works_only_cluster_wide,
 };
 pub use read::{bytes, span};
 pub use slots::{PermanentSlot, SlotKind, SlotMatcher};

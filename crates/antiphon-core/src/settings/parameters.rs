@@ -75,6 +75,15 @@ const CLUSTER_WIDE: [(&str, i64); 8] = [
     ("wal_level", i64::MIN),
 ];
 
+/// Parameters that no supported version of PostgreSQL knows, and what took their place. Old files still have
+/// them; a server would refuse to start with one, so they are left out.
+const GONE: [(&str, &str); 4] = [
+    ("checkpoint_segments", "use max_wal_size"),
+    ("operator_precedence_warning", "remove it"),
+    ("vacuum_cleanup_index_scale_factor", "remove it"),
+    ("wal_keep_segments", "use wal_keep_size"),
+];
+
 /// Longest value of a parameter, in bytes.
 const VALUE_BYTES_MAX: usize = 16 * 1024;
 
@@ -88,6 +97,11 @@ pub fn needs_opt_in(name: &str) -> bool {
 /// Whether a parameter counts only in the cluster's settings; in a node file it has no effect.
 pub fn works_only_cluster_wide(name: &str) -> bool {
     CLUSTER_WIDE.iter().any(|(known, _)| name.eq_ignore_ascii_case(known))
+}
+
+/// For a parameter that no supported version of PostgreSQL knows: what to do instead.
+pub fn gone_parameter(name: &str) -> Option<&'static str> {
+    GONE.iter().find(|(known, _)| name.eq_ignore_ascii_case(known)).map(|(_, instead)| *instead)
 }
 
 /// A parameter's value as postgresql.conf takes it, without quotes; none if it is a map, a list, null, too

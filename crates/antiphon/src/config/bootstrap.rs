@@ -14,12 +14,12 @@ const INITDB_OWN: [&str; 6] = ["pgdata", "pwfile", "pwprompt", "sync-only", "ver
 pub(super) type ProgramOption = (String, Option<String>);
 
 /// Reads `bootstrap`. `opted_in`: the node allows its cluster's settings to hold commands.
-pub(super) fn bootstrap(section: Section<'_>, opted_in: bool) -> Option<BootstrapConfig> {
+pub(super) fn bootstrap(section: &Section<'_>, opted_in: bool) -> Option<BootstrapConfig> {
     let dcs = match section.get("dcs") {
-        Some(node) => dcs(&section, node, opted_in),
+        Some(node) => dcs(section, node, opted_in),
         None => Value::Object(Map::new()),
     };
-    let initdb = options(&section, "initdb", &INITDB_OWN);
+    let initdb = options(section, "initdb", &INITDB_OWN);
     let post_bootstrap = match (section.text("post_bootstrap"), section.text("post_init")) {
         (Some(_), Some(_)) => {
             section.problem(
@@ -35,7 +35,7 @@ pub(super) fn bootstrap(section: Section<'_>, opted_in: bool) -> Option<Bootstra
                     backup into data_dir first and let antiphon adopt it";
         section.problem("method", text);
     }
-    let users = "is not supported since Patroni 4: create users in post_bootstrap";
+    let users = "Patroni 4 dropped it; create users in post_bootstrap";
     section.without_effect(&["users"], users);
     section.refused(&["pg_hba", "pg_ident"], "is an old place for these lines; move them to postgresql");
     // The section of a method that is not chosen does nothing; of one that is, see above.
@@ -100,7 +100,7 @@ pub(super) fn options(section: &Section<'_>, name: &str, own: &[&str]) -> Vec<Pr
                 }
             }
             Content::Null | Content::List(_) => {
-                wrong(item, "must be an option, as data-checksums or encoding: UTF8")
+                wrong(item, "must be an option, as data-checksums or encoding: UTF8");
             }
         }
     }

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use antiphon_core::settings::{
-    Origin, check_hba_line, check_parameter, scalar_text, works_only_cluster_wide,
+    Origin, check_parameter, gone_parameter, scalar_text, works_only_cluster_wide,
 };
 
+use super::address::{Address, Listen};
 use super::bootstrap::options;
 use super::model::{Account, CallbackEvent, PostgresConfig, ReplicaMethod};
 use super::resolve::reached_at;
@@ -58,8 +59,9 @@ const SSL_MODES: [(&str, &str); 6] = [
     ("verify-full", "verify-full"),
 ];
 
-/// Reads the section.
-pub(super) fn postgres(section: Section<'_>) -> Option<PostgresConfig> {
+/// Reads the section. What is missing or wrong has been noted, and an empty value stands in its place so that
+/// the rest is read and complained about too; a file with a problem is never used.
+pub(super) fn postgres(section: &Section<'_>) -> PostgresConfig {
     if section.get("listen").is_none() {
         section.problem(
             "listen",
@@ -67,7 +69,7 @@ pub(super) fn postgres(section: Section<'_>) -> Option<PostgresConfig> {
         );
     }
     let listen = section.listen("listen", Some(PORT));
-    let connect_address = reached_at(&section, listen.as_ref(), PORT);
+    let connect_address = reached_at(section, listen.as_ref(), PORT);
     if section.get("data_dir").is_none() {
         section.problem(
             "data_dir",
@@ -75,57 +77,46 @@ pub(super) fn postgres(section: Section<'_>) -> Option<PostgresConfig> {
         );
     }
     let data_dir = section.path("data_dir");
-    let state_dir = state_dir(&section, data_dir.as_deref());
-    let accounts = accounts(&section);
-    let (create_replica_methods, replica_methods) = replica_methods(&section);
+    let state_dir = state_dir(section, data_dir.as_deref());
+    let data_dir = data_dir.unwrap_or_default();
+    let accounts = accounts(section);
+    let (create_replica_methods, replica_methods) = replica_methods(section);
     let switch = |name| section.switch(name).unwrap_or(false);
-    let config = |data_dir: PathBuf, accounts: Accounts, state_dir: PathBuf| {
-        Some(PostgresConfig {
-            listen: listen.clone()?,
-            connect_address: connect_address.clone()?,
-            proxy_address: section.address("proxy_address", Some(PORT)),
-            config_dir: section.path("config_dir").unwrap_or_else(|| data_dir.clone()),
-            data_dir,
-            bin_dir: section.path("bin_dir"),
-            state_dir,
-            pgpass: section.path("pgpass"),
-            custom_conf: section.path("custom_conf"),
-            use_unix_socket: switch("use_unix_socket"),
-            use_unix_socket_repl: switch("use_unix_socket_repl"),
-            superuser: accounts.superuser,
-            replication: accounts.replication,
-            rewind: accounts.rewind,
-            callbacks: callbacks(&section),
-            create_replica_methods: create_replica_methods.clone(),
-            replica_methods: replica_methods.clone(),
-            basebackup: options(&section, "basebackup", &BASEBACKUP_OWN),
-            parameters: parameters(&section, "parameters"),
-            recovery_conf: parameters(&section, "recovery_conf"),
-            pg_hba: lines(&section, "pg_hba"),
-            pg_ident: lines(&section, "pg_ident"),
-            pg_ctl_timeout: section.span("pg_ctl_timeout").unwrap_or(Duration::from_secs(60)),
-            use_pg_rewind: section.switch("use_pg_rewind"),
-            remove_data_directory_on_rewind_failure: switch("remove_data_directory_on_rewind_failure"),
-            remove_data_directory_on_diverged_timelines: switch(
-                "remove_data_directory_on_diverged_timelines",
-            ),
-            pre_promote: section.text("pre_promote"),
-            before_stop: section.text("before_stop"),
-            allow_dynamic_commands: switch("allow_dynamic_commands"),
-        })
+    let config = PostgresConfig {
+        listen: listen.unwrap_or(Listen { hosts: Vec::new(), port: 0 }),
+        connect_address: connect_address.unwrap_or(Address { host: String::new(), port: 0 }),
+        proxy_address: section.address("proxy_address", Some(PORT)),
+        config_dir: section.path("config_dir").unwrap_or_else(|| data_dir.clone()),
+        data_dir,
+        bin_dir: section.path("bin_dir"),
+        state_dir: state_dir.unwrap_or_default(),
+        pgpass: section.path("pgpass"),
+        custom_conf: section.path("custom_conf"),
+        use_unix_socket: switch("use_unix_socket"),
+        use_unix_socket_repl: switch("use_unix_socket_repl"),
+        superuser: accounts.superuser,
+        replication: accounts.replication,
+        rewind: accounts.rewind,
+        callbacks: callbacks(section),
+        create_replica_methods,
+        replica_methods,
+        basebackup: options(section, "basebackup", &BASEBACKUP_OWN),
+        parameters: parameters(section, "parameters"),
+        recovery_conf: parameters(section, "recovery_conf"),
+        pg_hba: section.texts("pg_hba", false),
+        pg_ident: section.texts("pg_ident", false),
+        pg_ctl_timeout: section.span("pg_ctl_timeout").unwrap_or(Duration::from_secs(60)),
+        use_pg_rewind: section.switch("use_pg_rewind"),
+        remove_data_directory_on_rewind_failure: switch("remove_data_directory_on_rewind_failure"),
+        remove_data_directory_on_diverged_timelines: switch("remove_data_directory_on_diverged_timelines"),
+        pre_promote: section.text("pre_promote"),
+        before_stop: section.text("before_stop"),
+        allow_dynamic_commands: switch("allow_dynamic_commands"),
     };
-    // Placeholders let the rest be read, and complained about, when these are missing; the complaint about them
-    // is noted already, so the result is never used.
-    let placeholder = || PathBuf::from("/");
-    let read = config(
-        data_dir.clone().unwrap_or_else(placeholder),
-        accounts.clone().unwrap_or_default(),
-        state_dir.clone().unwrap_or_else(placeholder),
-    );
     section.refused(&["bin_name"], "is not supported: name the directory of the programs in bin_dir");
     section.refused(&["use_slots"], "counts for the whole cluster; set it with bootstrap.dcs or edit-config");
     section.finish();
-    read.filter(|_| data_dir.is_some() && accounts.is_some() && state_dir.is_some())
+    config
 }
 
 /// Antiphon's own directory: beside the data, never in it, since a clone replaces the data directory whole.
@@ -148,70 +139,58 @@ fn state_dir(section: &Section<'_>, data_dir: Option<&Path>) -> Option<PathBuf> 
     Some(state_dir)
 }
 
-#[derive(Clone)]
 struct Accounts {
     superuser: Account,
     replication: Account,
     rewind: Option<Account>,
 }
 
-impl Default for Accounts {
-    fn default() -> Self {
-        let nobody =
-            Account { username: String::new(), password: None, options: BTreeMap::new(), key_password: None };
-        Self { superuser: nobody.clone(), replication: nobody, rewind: None }
-    }
-}
-
-fn accounts(section: &Section<'_>) -> Option<Accounts> {
+fn accounts(section: &Section<'_>) -> Accounts {
+    let nobody =
+        || Account { username: String::new(), password: None, options: BTreeMap::new(), key_password: None };
     let Some(authentication) = section.section("authentication") else {
         section.problem(
             "authentication",
             "is missing: add superuser and replication, each with username and password",
         );
-        return None;
+        return Accounts { superuser: nobody(), replication: nobody(), rewind: None };
     };
-    let missing = |name: &str| authentication.problem(name, "is missing: add its username and password");
-    let read = |name: &str| authentication.section(name).map(account);
-    let (superuser, replication, rewind) = (read("superuser"), read("replication"), read("rewind"));
-    if superuser.is_none() {
-        missing("superuser");
+    let read = |name: &str| authentication.section(name).as_ref().map(account);
+    let needed = |name: &str| {
+        read(name).unwrap_or_else(|| {
+            authentication.problem(name, "is missing: add its username and password");
+            nobody()
+        })
+    };
+    let accounts = Accounts {
+        superuser: needed("superuser"),
+        replication: needed("replication"),
+        rewind: read("rewind"),
+    };
+    let (superuser, replication) =
+        (("superuser", &accounts.superuser), ("replication", &accounts.replication));
+    let mut pairs = vec![(superuser, replication)];
+    if let Some(rewind) = &accounts.rewind {
+        pairs.extend([(superuser, ("rewind", rewind)), (replication, ("rewind", rewind))]);
     }
-    if replication.is_none() {
-        missing("replication");
-    }
-    let all: Vec<_> = [("superuser", &superuser), ("replication", &replication), ("rewind", &rewind)]
-        .into_iter()
-        .filter_map(|(name, account)| Some((name, account.as_ref()?.as_ref()?)))
-        .collect();
-    for (index, (name, account)) in all.iter().enumerate() {
-        let other = all.iter().take(index).find(|(_, other)| other.username == account.username);
-        if let Some((other, _)) = other.filter(|(_, other)| other.password != account.password) {
+    for ((first, one), (name, other)) in pairs {
+        if one.username == other.username && one.password != other.password && !one.username.is_empty() {
             authentication
-                .problem(name, format!("has the user of {other} and another password; a user has one"));
+                .problem(name, format!("has the user of {first} and another password; a user has one"));
         }
     }
     authentication.finish();
-    Some(Accounts {
-        superuser: superuser??,
-        replication: replication??,
-        rewind: match rewind {
-            Some(account) => Some(account?),
-            None => None,
-        },
-    })
+    accounts
 }
 
-fn account(section: Section<'_>) -> Option<Account> {
-    let username = section.required("username", "say who to connect as").filter(|name| {
-        if name.len() > USER_BYTES_MAX {
-            section.problem(
-                "username",
-                format!("is longer than {USER_BYTES_MAX} bytes, which PostgreSQL would cut off"),
-            );
-        }
-        name.len() <= USER_BYTES_MAX
-    });
+fn account(section: &Section<'_>) -> Account {
+    let username = section.required("username", "say who to connect as").unwrap_or_default();
+    if username.len() > USER_BYTES_MAX {
+        section.problem(
+            "username",
+            format!("is longer than {USER_BYTES_MAX} bytes, which PostgreSQL would cut off"),
+        );
+    }
     let mut given = BTreeMap::new();
     for option in ACCOUNT_OPTIONS {
         let value = if option == "sslmode" {
@@ -223,7 +202,7 @@ fn account(section: Section<'_>) -> Option<Account> {
     }
     let (password, key_password) = (section.secret("password"), section.secret("sslpassword"));
     section.finish();
-    Some(Account { username: username?, password, options: given, key_password })
+    Account { username, password, options: given, key_password }
 }
 
 fn callbacks(section: &Section<'_>) -> BTreeMap<CallbackEvent, String> {
@@ -280,6 +259,11 @@ fn parameters(section: &Section<'_>, name: &str) -> BTreeMap<String, String> {
     for entry in entries.iter().filter(|entry| !matches!(entry.node.content, Content::Null)) {
         let path = format!("{}.{}", section.path_of(name), entry.key);
         let wrong = |text: String| section.findings().problem(&entry.place, &path, text);
+        if let Some(instead) = gone_parameter(&entry.key) {
+            let text = format!("has no effect: PostgreSQL has it no more; {instead}");
+            section.findings().warning(&entry.place, &path, text);
+            continue;
+        }
         let Some(text) = scalar_text(&entry.node.to_json()) else {
             wrong("must be a number, a switch or a text of one line".to_owned());
             continue;
@@ -294,9 +278,4 @@ fn parameters(section: &Section<'_>, name: &str) -> BTreeMap<String, String> {
         }
     }
     parameters
-}
-
-fn lines(section: &Section<'_>, name: &str) -> Vec<String> {
-    let lines = section.texts(name, false);
-    lines.into_iter().filter(|line| check_hba_line(line)).collect()
 }

@@ -31,27 +31,26 @@ pub(super) fn resolve(root: &Node, findings: &Findings) -> Option<NodeConfig> {
     let namespace = namespace(&top);
     let name = name(&top);
     let log = log(&top);
-    let restapi = top.section("restapi").map(api);
+    let restapi = top.section("restapi").as_ref().map(api);
     if restapi.is_none() {
         top.problem(
             "restapi",
             "is missing: members and the command line talk to it; add restapi: {listen: 'HOST:8008'}",
         );
     }
-    let ctl_authentication = top.section("ctl").and_then(ctl);
+    let ctl_authentication = top.section("ctl").as_ref().and_then(ctl);
     let store = store::store(&top);
     let heartbeat = store::heartbeat(&top, matches!(store, Some(StoreConfig::Etcd(_))));
-    let postgresql = top.section("postgresql").map(postgres::postgres);
+    let postgresql = top.section("postgresql").as_ref().map(postgres::postgres);
     if postgresql.is_none() && top.has("postgresql") {
         top.problem(
             "postgresql",
             "is empty; give it listen, data_dir and authentication, or remove it for a witness",
         );
     }
-    let opted_in =
-        postgresql.as_ref().and_then(Option::as_ref).is_some_and(|config| config.allow_dynamic_commands);
+    let opted_in = postgresql.as_ref().is_some_and(|config| config.allow_dynamic_commands);
     let bootstrap = match top.section("bootstrap") {
-        Some(section) => bootstrap::bootstrap(section, opted_in),
+        Some(section) => bootstrap::bootstrap(&section, opted_in),
         None => Some(BootstrapConfig {
             dcs: Value::Object(Default::default()),
             initdb: Vec::new(),
@@ -67,6 +66,7 @@ pub(super) fn resolve(root: &Node, findings: &Findings) -> Option<NodeConfig> {
         "is not supported: workers of a sharded database need Patroni's Citus support; keep Patroni for them",
     );
     top.refused(&["standby_cluster"], "is not supported yet, and belongs under bootstrap.dcs; remove it");
+    top.finish();
     let config = NodeConfig {
         scope: scope?,
         namespace: namespace?,
@@ -77,16 +77,13 @@ pub(super) fn resolve(root: &Node, findings: &Findings) -> Option<NodeConfig> {
         store: store?,
         heartbeat,
         bootstrap: bootstrap?,
-        postgresql: match postgresql {
-            Some(config) => Some(config?),
-            None => None,
-        },
+        postgresql,
         watchdog,
         tags,
         warnings: Vec::new(),
     };
     one_port_each(&config, &top);
-    top.finish();
+    one_directory_each(&config, &top);
     findings.is_sound().then_some(config)
 }
 
@@ -171,7 +168,7 @@ fn log(top: &Section<'_>) -> LogConfig {
     config
 }
 
-fn api(section: Section<'_>) -> Option<ApiConfig> {
+fn api(section: &Section<'_>) -> Option<ApiConfig> {
     if section.get("listen").is_none() {
         section.problem(
             "listen",
@@ -179,7 +176,7 @@ fn api(section: Section<'_>) -> Option<ApiConfig> {
         );
     }
     let listen = section.listen("listen", Some(API_PORT));
-    let connect_address = reached_at(&section, listen.as_ref(), API_PORT);
+    let connect_address = reached_at(section, listen.as_ref(), API_PORT);
     let authentication = login(section.section("authentication"));
     let allowlist = section.texts("allowlist", true);
     for entry in allowlist.iter().filter(|entry| !is_host_or_network(entry)) {
@@ -242,7 +239,7 @@ pub(super) fn login(section: Option<Section<'_>>) -> Option<Login> {
     Some(Login { username: username?, password: password? })
 }
 
-fn ctl(section: Section<'_>) -> Option<Login> {
+fn ctl(section: &Section<'_>) -> Option<Login> {
     let login = login(section.section("authentication"));
     section.without_effect(
         &["insecure", "cacert", "certfile", "keyfile", "keyfile_password"],
@@ -318,7 +315,7 @@ fn tags(section: Option<Section<'_>>) -> Tags {
             Content::Scalar { .. } => drop(tags.custom.insert(entry.key.clone(), entry.node.to_json())),
             Content::Null => {}
             Content::List(_) | Content::Map(_) => {
-                section.problem(&entry.key, "must be a single text, number or switch")
+                section.problem(&entry.key, "must be a single text, number or switch");
             }
         }
     }
@@ -359,5 +356,16 @@ fn one_port_each(config: &NodeConfig, top: &Section<'_>) {
             );
         }
         taken.push((name, listen));
+    }
+}
+
+/// The store's log survives a clone of the database only outside of its directory.
+fn one_directory_each(config: &NodeConfig, top: &Section<'_>) {
+    let (StoreConfig::Raft(raft), Some(server)) = (&config.store, &config.postgresql) else { return };
+    if raft.data_dir.starts_with(&server.data_dir) || server.data_dir.starts_with(&raft.data_dir) {
+        top.problem(
+            "raft",
+            "data_dir and that of postgresql must not contain each other: a clone replaces the latter whole",
+        );
     }
 }

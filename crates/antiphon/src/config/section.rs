@@ -230,7 +230,7 @@ impl<'a> Section<'a> {
     }
 
     /// Complains about every key that nobody asked for.
-    pub(super) fn finish(self) {
+    pub(super) fn finish(&self) {
         let rest = self.rest();
         let asked = self.asked.borrow();
         for entry in rest {

@@ -24,8 +24,8 @@ pub(super) fn store(top: &Section<'_>) -> Option<StoreConfig> {
             );
             None
         }
-        (Some(section), None) => self::raft(section).map(StoreConfig::Raft),
-        (None, Some(section)) => self::etcd(section).map(StoreConfig::Etcd),
+        (Some(section), None) => self::raft(&section).map(StoreConfig::Raft),
+        (None, Some(section)) => self::etcd(&section).map(StoreConfig::Etcd),
         (None, None) => {
             let elsewhere =
                 ["consul", "zookeeper", "exhibitor", "kubernetes"].into_iter().any(|name| top.has(name));
@@ -40,7 +40,7 @@ pub(super) fn store(top: &Section<'_>) -> Option<StoreConfig> {
     }
 }
 
-fn raft(section: Section<'_>) -> Option<RaftConfig> {
+fn raft(section: &Section<'_>) -> Option<RaftConfig> {
     if section.get("self_addr").is_none() {
         section.problem(
             "self_addr",
@@ -52,7 +52,7 @@ fn raft(section: Section<'_>) -> Option<RaftConfig> {
         Some(_) => section.listen("bind_addr", None),
         None => self_addr.as_ref().map(Listen::from),
     };
-    let partner_addrs = addresses(&section, "partner_addrs", None)
+    let partner_addrs = addresses(section, "partner_addrs", None)
         .into_iter()
         .filter(|partner| {
             let itself = Some(partner) == self_addr.as_ref();
@@ -94,7 +94,7 @@ fn raft(section: Section<'_>) -> Option<RaftConfig> {
     })
 }
 
-fn etcd(section: Section<'_>) -> Option<EtcdConfig> {
+fn etcd(section: &Section<'_>) -> Option<EtcdConfig> {
     let given = ["host", "hosts", "url"].into_iter().filter(|name| section.get(name).is_some()).count();
     if given != 1 {
         section.problem(
@@ -104,9 +104,12 @@ fn etcd(section: Section<'_>) -> Option<EtcdConfig> {
             ),
         );
     }
-    let mut endpoints = addresses(&section, "hosts", Some(ETCD_PORT));
+    let mut endpoints = addresses(section, "hosts", Some(ETCD_PORT));
+    if section.get("hosts").is_some() && section.texts("hosts", true).is_empty() {
+        section.problem("hosts", "is empty; name at least one server");
+    }
     endpoints.extend(section.address("host", Some(ETCD_PORT)));
-    endpoints.extend(url(&section));
+    endpoints.extend(url(section));
     if section.text("protocol").is_some_and(|protocol| !protocol.eq_ignore_ascii_case("http")) {
         section.problem("protocol", NO_TLS);
     }
@@ -116,7 +119,7 @@ fn etcd(section: Section<'_>) -> Option<EtcdConfig> {
         "is not supported: name the servers in hosts",
     );
     let login = (section.get("username").is_some() || section.get("password").is_some())
-        .then(|| credentials(&section));
+        .then(|| credentials(section));
     section.finish();
     let login = match login {
         Some(login) => Some(login?),
@@ -162,18 +165,11 @@ fn addresses(section: &Section<'_>, name: &str, default_port: Option<u16>) -> Ve
     for text in section.texts(name, true) {
         match Address::parse(&text, default_port) {
             Ok(address) if addresses.contains(&address) => {
-                section.problem(name, format!("{address} is given twice"))
+                section.problem(name, format!("{address} is given twice"));
             }
             Ok(address) => addresses.push(address),
             Err(wrong) => section.problem(name, format!("{text:?} {wrong}")),
         }
-    }
-    if addresses.is_empty()
-        && section.get(name).is_some()
-        && section.texts(name, true).is_empty()
-        && name == "hosts"
-    {
-        section.problem(name, "is empty; name at least one server");
     }
     addresses
 }

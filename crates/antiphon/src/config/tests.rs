@@ -67,13 +67,13 @@ fn every_file_is_resolved_or_told_all_of_its_mistakes() {
 fn every_mistake_of_every_bad_file_names_its_line() {
     for input in fs::read_dir(root().join("testdata/config")).expect("the inputs") {
         let path = input.expect("an input").path();
-        if !path.extension().is_some_and(|e| e == "yml") {
+        if path.extension().is_none_or(|e| e != "yml") {
             continue;
         }
         if let Err(errors) = parse("x.yml", &fs::read(&path).expect("readable"), &BTreeMap::new()) {
             assert!(!errors.problems.is_empty());
             let about_a_line = |problem: &Problem| matches!(problem.place, Place::Line(..));
-            let whole = ["bad-empty.yml", "bad-huge.yml"].iter().any(|name| path.ends_with(name));
+            let whole = path.ends_with("bad-empty.yml");
             assert!(whole || errors.problems.iter().all(about_a_line), "{}: {errors}", path.display());
         }
     }
@@ -130,7 +130,7 @@ fn a_written_sample_reads_back_as_it_was_meant() {
         (raft.password, raft.partner_addrs),
         (Some(node.raft_password.clone()), node.partners.clone())
     );
-    let (server, wanted) = (config.postgresql.expect("a server"), node.server.clone().expect("a server"));
+    let (server, wanted) = (config.postgresql.expect("a server"), node.server.expect("a server"));
     assert_eq!((server.connect_address, server.data_dir), (wanted.address, wanted.data_dir));
     assert_eq!(server.superuser.password, Some(wanted.superuser_password));
     assert_eq!(server.replication.password, Some(wanted.replication_password));

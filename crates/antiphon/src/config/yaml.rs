@@ -194,11 +194,14 @@ impl Composer<'_> {
     fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Stop> {
         let place = Place::Line(self.file.clone(), span.start.line());
         match event {
-            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => Ok(()),
             Event::DocumentStart(_) if self.root.is_some() => {
                 self.stop(&place, "a second document begins; a node file is one document, remove the '---'")
             }
-            Event::DocumentStart(_) => Ok(()),
+            Event::Nothing
+            | Event::StreamStart
+            | Event::StreamEnd
+            | Event::DocumentStart(_)
+            | Event::DocumentEnd => Ok(()),
             Event::SequenceStart(anchor, tag) => {
                 self.open(place, anchor, Body::List(Vec::new()), tag.as_deref())
             }
@@ -208,8 +211,7 @@ impl Composer<'_> {
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(),
             Event::Scalar(text, style, anchor, tag) => {
-                let plain =
-                    style == ScalarStyle::Plain && !tag.as_ref().is_some_and(|tag| tag.suffix == "str");
+                let plain = style == ScalarStyle::Plain && tag.as_ref().is_none_or(|tag| tag.suffix != "str");
                 let null = plain && matches!(&*text, "" | "~" | "null" | "Null" | "NULL");
                 self.check_tag(&place, tag.as_deref());
                 let content =
