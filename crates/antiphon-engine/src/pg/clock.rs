@@ -1,0 +1,15 @@
+//! The boot-time clock: the only one that observations are stamped with.
+//!
+//! It goes on while the machine sleeps and knows nothing of wall-clock jumps.
+
+use antiphon_core::Instant;
+use nix::time::{ClockId, clock_gettime};
+
+/// This moment of CLOCK_BOOTTIME.
+pub(super) fn now() -> Instant {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME)
+        .expect("CLOCK_BOOTTIME exists on every Linux since 2.6.39, and reading it cannot fail otherwise");
+    let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
+    let nanoseconds = u64::try_from(time.tv_nsec()).unwrap_or(0);
+    Instant(seconds * 1_000_000_000 + nanoseconds)
+}

@@ -1,0 +1,272 @@
+//! What the server answers to one query, and the server that it makes.
+//!
+//! Everything about one moment comes from one statement. Order matters in one place: the startup process'
+//! wait is read before the replay position, so that a position read while it waits covers all local WAL.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use antiphon_core::ha::cluster::Position;
+use antiphon_core::ha::world::{PrimaryServer, Server, Standby, StandbyServer};
+use antiphon_core::{Instant, Lsn, Timeline};
+use serde::Deserialize;
+
+use super::super::clock::now;
+use super::super::{Inner, config, lock};
+use super::{LOOK, SELDOM};
+use crate::{About, sentence};
+
+/// The moment's facts, as JSON.
+const MOMENT: &str = "SELECT json_build_object(\
+    'recovery', s.recovery, \
+    'config_file', current_setting('config_file'), \
+    'flushed', CASE WHEN NOT s.recovery THEN pg_current_wal_flush_lsn()::text END, \
+    'timeline', CASE WHEN NOT s.recovery THEN substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8) END, \
+    'sync', current_setting('synchronous_standby_names'), \
+    'receiving', a.receiving, \
+    'receiver', (SELECT status FROM pg_stat_wal_receiver LIMIT 1), \
+    'startup_wait', a.startup_wait, \
+    'received', CASE WHEN s.recovery THEN pg_last_wal_receive_lsn()::text END, \
+    'replayed', CASE WHEN s.recovery THEN pg_last_wal_replay_lsn()::text END, \
+    'waiting', a.waiting, \
+    'standbys', (SELECT json_agg(json_build_object('name', application_name, 'state', state, \
+        'flushed', flush_lsn::text)) FROM pg_stat_replication))::text \
+    FROM (SELECT pg_is_in_recovery() AS recovery) s, \
+    (SELECT coalesce(bool_or(backend_type = 'walreceiver'), false) AS receiving, \
+        max(wait_event) FILTER (WHERE backend_type = 'startup') AS startup_wait, \
+        json_agg(json_build_array(pid, coalesce(query_start::text, ''))) \
+            FILTER (WHERE wait_event = 'SyncRep') AS waiting \
+        FROM pg_stat_activity OFFSET 0) a";
+
+/// What changes seldom, as JSON.
+const SELDOM_SEEN: &str = "SELECT json_build_object(\
+    'version', current_setting('server_version_num')::int, \
+    'started', pg_postmaster_start_time()::text, \
+    'pending_restart', (SELECT coalesce(json_agg(name), '[]') FROM pg_settings WHERE pending_restart), \
+    'overridden', (SELECT coalesce(json_agg(name), '[]') FROM pg_settings \
+        WHERE sourcefile LIKE '%/postgresql.auto.conf'), \
+    'slots', (SELECT coalesce(json_object_agg(slot_name, restart_lsn::text), '{}') \
+        FROM pg_replication_slots WHERE slot_type = 'physical'))::text";
+
+/// The highest timeline of the WAL segments here.
+const HIGHEST_TIMELINE: &str =
+    "SELECT coalesce(max(substr(name, 1, 8)), '') FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'";
+
+/// The history of the timeline that is written.
+const HISTORY: &str = "SELECT coalesce(pg_read_file('pg_wal/' || substr(pg_walfile_name(\
+    pg_current_wal_flush_lsn()), 1, 8) || '.history', 0, 1048576, true), '')";
+
+#[derive(Deserialize)]
+struct Moment {
+    recovery: bool,
+    config_file: String,
+    flushed: Option<Lsn>,
+    timeline: Option<String>,
+    sync: String,
+    receiving: bool,
+    receiver: Option<String>,
+    startup_wait: Option<String>,
+    received: Option<Lsn>,
+    replayed: Option<Lsn>,
+    waiting: Option<Vec<(i64, String)>>,
+    standbys: Option<Vec<Sender>>,
+}
+
+#[derive(Deserialize)]
+struct Sender {
+    name: String,
+    state: Option<String>,
+    flushed: Option<Lsn>,
+}
+
+#[derive(Deserialize)]
+struct Seldom {
+    version: u32,
+    started: String,
+    pending_restart: Vec<String>,
+    overridden: Vec<String>,
+    slots: BTreeMap<String, Option<Lsn>>,
+}
+
+pub(super) fn timeline(hexadecimal: &str) -> Option<Timeline> {
+    u32::from_str_radix(hexadecimal, 16).ok().map(Timeline)
+}
+
+/// The ancestors in a history file: `TIMELINE<tab>LSN<tab>reason` a line, comments and empty lines aside.
+fn history(text: &str) -> Vec<Position> {
+    let ancestor = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let timeline = Timeline(fields.next()?.parse().ok()?);
+        Some(Position { timeline, lsn: fields.next()?.parse().ok()? })
+    };
+    text.lines().filter_map(ancestor).collect()
+}
+
+impl Inner {
+    /// One round trip, or a few when something changed. The caller holds the deadline.
+    pub(super) async fn ask(self: &Arc<Self>) -> Result<Server, String> {
+        let moment: Moment = self.json(MOMENT).await?;
+        if std::path::Path::new(&moment.config_file) != self.paths.config() {
+            return Ok(Server::Refused {
+                reason: format!(
+                    "the server that runs in {} was started by somebody else (its configuration is {}): stop it with \
+                     pg_ctl stop -D {0}, and it will be started as a member",
+                    self.paths.data.display(),
+                    moment.config_file
+                ),
+            });
+        }
+        let seldom_due = lock(&self.memory).seldom.is_none_or(|at| now().since(at) >= SELDOM);
+        if seldom_due {
+            self.look_at_what_changes_seldom().await?;
+        }
+        if moment.recovery { self.standby(moment).await } else { self.primary(moment).await }
+    }
+
+    async fn json<T: for<'a> Deserialize<'a>>(&self, query: &'static str) -> Result<T, String> {
+        let text = self.text(query).await?;
+        serde_json::from_str(&text).map_err(|error| format!("its answer was not understood: {error}"))
+    }
+
+    async fn text(&self, query: &'static str) -> Result<String, String> {
+        let settings = self.settings();
+        let mut eyes = self.eyes.lock().await;
+        let text = eyes.text(&self.target(), &settings.superuser, query, LOOK).await;
+        text.map_err(|error| sentence(&error))
+    }
+
+    async fn look_at_what_changes_seldom(self: &Arc<Self>) -> Result<(), String> {
+        let seen: Seldom = self.json(SELDOM_SEEN).await?;
+        let mut memory = lock(&self.memory);
+        memory.seldom = Some(now());
+        memory.slots = seen.slots;
+        let ours = |name: &&String| config::CRITICAL.contains(&name.as_str()) || config::is_ours(name);
+        let overridden: Vec<&String> = seen.overridden.iter().filter(ours).collect();
+        if !overridden.is_empty() && !memory.complained {
+            memory.complained = true;
+            tracing::error!(
+                ?overridden,
+                "ALTER SYSTEM changed settings that antiphon sets: take it back with ALTER SYSTEM RESET and \
+                 change the cluster's settings instead"
+            );
+        }
+        drop(memory);
+        let about = About {
+            version: Some(seen.version),
+            started: Some(seen.started),
+            pending_restart: seen.pending_restart,
+        };
+        *lock(&self.about) = about;
+        if self.paths.state.join(super::super::receiver::PAUSED_BY_US).exists() {
+            self.settle_in_background();
+        }
+        Ok(())
+    }
+
+    fn settle_in_background(self: &Arc<Self>) {
+        let inner = Arc::clone(self);
+        tokio::spawn(async move { inner.settle_receiver().await });
+    }
+
+    async fn standby(self: &Arc<Self>, moment: Moment) -> Result<Server, String> {
+        let upstream = lock(&self.upstream).clone();
+        let surely_off = upstream.is_none() && self.receiver_is_off();
+        if upstream.is_none() && !surely_off {
+            self.settle_in_background();
+        }
+        let replayed = moment.replayed.unwrap_or_default();
+        let all_read = moment.startup_wait.as_deref() == Some("RecoveryRetrieveRetryInterval");
+        let end = match moment.received {
+            // Streaming begins when all local WAL was replayed, at the start of a segment.
+            Some(received) => Some(received.max(replayed)),
+            None => all_read.then_some(replayed),
+        };
+        let known = {
+            let mut memory = lock(&self.memory);
+            if memory.was_receiving != moment.receiving {
+                memory.was_receiving = moment.receiving;
+                memory.timeline = None;
+            }
+            memory.timeline.filter(|(_, at)| now().since(*at) < SELDOM).map(|(timeline, _)| timeline)
+        };
+        let highest = match known {
+            Some(timeline) => Some(timeline),
+            None => {
+                let at = now();
+                let seen = timeline(&self.text(HIGHEST_TIMELINE).await?);
+                lock(&self.memory).timeline = seen.map(|timeline| (timeline, at));
+                seen
+            }
+        };
+        let position = end.zip(highest).map(|(lsn, timeline)| Position { timeline, lsn });
+        Ok(Server::Standby(StandbyServer {
+            receiving: moment.receiving || (upstream.is_none() && !surely_off),
+            streaming: moment.receiver.as_deref() == Some("streaming"),
+            upstream,
+            position,
+            replayed,
+        }))
+    }
+
+    async fn primary(&self, moment: Moment) -> Result<Server, String> {
+        let written = moment.timeline.as_deref().and_then(timeline).ok_or("its timeline is not known")?;
+        let known = lock(&self.memory).history.clone().filter(|(timeline, _)| *timeline == written);
+        let history = match known {
+            Some((_, history)) => history,
+            None => {
+                let history = history(&self.text(HISTORY).await?);
+                lock(&self.memory).history = Some((written, history.clone()));
+                history
+            }
+        };
+        let seen_at = now();
+        let standbys: Vec<Standby> =
+            moment.standbys.unwrap_or_default().into_iter().filter_map(standby).collect();
+        let mut memory = lock(&self.memory);
+        for standby in standbys.iter().filter(|standby| standby.streaming) {
+            memory.last_streaming.insert(standby.name.clone(), seen_at);
+        }
+        let before = std::mem::take(&mut memory.waiting);
+        let since = |commit: &(i64, String)| before.get(commit).copied().unwrap_or(seen_at);
+        let waiting: BTreeMap<(i64, String), Instant> = moment
+            .waiting
+            .unwrap_or_default()
+            .into_iter()
+            .map(|commit| (commit.clone(), since(&commit)))
+            .collect();
+        let waiting_since = waiting.values().min().copied();
+        memory.waiting = waiting;
+        Ok(Server::Primary(PrimaryServer {
+            timeline: written,
+            flushed: moment.flushed.unwrap_or_default(),
+            history,
+            sync: config::parse_sync(&moment.sync),
+            proven: memory.proven.clone(),
+            standbys,
+            last_streaming: memory.last_streaming.clone(),
+            waiting_since,
+            checkpointed: memory.checkpointed,
+        }))
+    }
+}
+
+fn standby(sender: Sender) -> Option<Standby> {
+    let name = sender.name.parse().ok()?;
+    let streaming = sender.state.as_deref() == Some("streaming");
+    Some(Standby { name, streaming, flushed: sender.flushed.unwrap_or_default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_is_read_past_comments_and_damage() {
+        let text = "# one\n\n1\t0/5000000\tno recovery target specified\nnonsense\n3\t16/B374D848\tx\n";
+        let expected = [
+            Position { timeline: Timeline(1), lsn: Lsn(0x500_0000) },
+            Position { timeline: Timeline(3), lsn: Lsn(0x16_B374_D848) },
+        ];
+        assert_eq!(history(text), expected);
+    }
+}

@@ -1,0 +1,85 @@
+//! Physical replication slots: one for each member that may follow here, kept where that member is.
+//!
+//! A slot is never moved back, never beyond the WAL that is here, and never while it is in use; PostgreSQL
+//! refuses the first two as well. Only the first error is reported, but every slot is tried.
+
+use antiphon_core::Lsn;
+use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+
+use super::sql::within;
+use super::{Inner, QUICK, lock};
+use crate::{EngineError, sentence};
+
+struct Slot {
+    name: String,
+    active: bool,
+    at: Option<Lsn>,
+}
+
+const LIST: &str = "SELECT slot_name::text, active, restart_lsn::text FROM pg_replication_slots \
+     WHERE slot_type = 'physical'";
+const CREATE: &str = "SELECT pg_create_physical_replication_slot($1::text::name, true)";
+const ADVANCE: &str = "SELECT pg_replication_slot_advance($1::text::name, least(($2::text)::pg_lsn, \
+     CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)) \
+     WHERE ($2::text)::pg_lsn > $3::text::pg_lsn AND \
+     CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END \
+     > $3::text::pg_lsn";
+const DROP: &str = "SELECT pg_drop_replication_slot($1::text::name)";
+
+impl Inner {
+    pub(super) async fn slots(
+        &self,
+        keep: &[(String, Option<Lsn>)],
+        drop: &[String],
+    ) -> Result<(), EngineError> {
+        let client = self.connect().await?;
+        let slots = list(&client).await?;
+        let mut first_error = None;
+        let mut note = |result: Result<(), EngineError>| {
+            if let Err(error) = result {
+                tracing::warn!(error = sentence(&error), "a replication slot was not brought up to date");
+                first_error.get_or_insert(error);
+            }
+        };
+        for (name, to) in keep {
+            match slots.iter().find(|slot| slot.name == *name) {
+                None => {
+                    note(change(&client, &format!("create the slot {name}"), CREATE, &[name]).await);
+                }
+                Some(Slot { active: false, at: Some(at), .. }) => {
+                    let Some(to) = to.filter(|to| to > at) else { continue };
+                    let (to, at) = (to.to_string(), at.to_string());
+                    let what = format!("move the slot {name} to {to}");
+                    note(change(&client, &what, ADVANCE, &[name, &to, &at]).await);
+                }
+                Some(Slot { .. }) => {}
+            }
+        }
+        for slot in slots.iter().filter(|slot| !slot.active && drop.contains(&slot.name)) {
+            let name = &slot.name;
+            note(change(&client, &format!("drop the slot {name}"), DROP, &[name]).await);
+        }
+        lock(&self.memory).forget_slots();
+        first_error.map_or(Ok(()), Err)
+    }
+}
+
+async fn change(
+    client: &Client,
+    what: &str,
+    query: &str,
+    parameters: &[&(dyn ToSql + Sync)],
+) -> Result<(), EngineError> {
+    within(what, QUICK, client.query(query, parameters)).await.map(std::mem::drop)
+}
+
+async fn list(client: &Client) -> Result<Vec<Slot>, EngineError> {
+    let rows = within("list the slots", QUICK, client.query(LIST, &[])).await?;
+    let read = |row: &tokio_postgres::Row| -> Result<Slot, tokio_postgres::Error> {
+        let at: Option<String> = row.try_get(2)?;
+        Ok(Slot { name: row.try_get(0)?, active: row.try_get(1)?, at: at.and_then(|at| at.parse().ok()) })
+    };
+    let slots: Result<_, _> = rows.iter().map(read).collect();
+    slots.map_err(|source| EngineError::Sql { what: "read the list of slots".to_owned(), source })
+}
