@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use antiphon_core::Instant;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::Child;
 use tokio::sync::watch;
@@ -205,12 +206,8 @@ impl Watcher {
             let left = scan(&self.data);
             let Some((pid, handle)) = left.into_iter().next() else { break };
             tracing::debug!(pid, "a server process outlives the main one");
-            if let Ok(handle) = AsyncFd::register(handle) {
-                // Both outcomes lead to another look.
-                drop(tokio::time::timeout(ORPHAN_RESCAN, handle.readable()).await);
-            } else {
-                tokio::time::sleep(ORPHAN_RESCAN).await;
-            }
+            // Both outcomes lead to another look.
+            drop(tokio::time::timeout(ORPHAN_RESCAN, exit_of(handle)).await);
         }
         lock(&self.state).processes = Processes::None;
         self.changed.send_modify(|count| *count += 1);
@@ -220,9 +217,7 @@ impl Watcher {
 /// Waits for the end of a process and says how it ended, as far as a stranger can know.
 async fn ended(handle: &Arc<OwnedFd>, child: Option<Child>) -> String {
     if let Ok(duplicate) = handle.try_clone() {
-        if let Ok(watched) = AsyncFd::register(duplicate) {
-            drop(watched.readable().await);
-        }
+        exit_of(duplicate).await;
     }
     match child {
         Some(mut child) => match child.wait().await {
@@ -230,6 +225,23 @@ async fn ended(handle: &Arc<OwnedFd>, child: Option<Child>) -> String {
             Err(error) => format!("its main process ended ({error})"),
         },
         None => "its main process ended (it was started by an earlier agent, so how is not known)".to_owned(),
+    }
+}
+
+/// Waits until the process of a pidfd has exited: the pidfd becomes readable.
+async fn exit_of(handle: OwnedFd) {
+    #[allow(
+        deprecated,
+        reason = "its successor is unsafe, for descriptors that may be closed: an OwnedFd never is"
+    )]
+    let watched = AsyncFd::with_interest(handle, Interest::READABLE);
+    match watched {
+        // It can only say that it is readable, or that the runtime ends.
+        Ok(watched) => drop(watched.readable().await),
+        Err(error) => {
+            tracing::error!(%error, "a process cannot be watched: looking at it again and again instead");
+            tokio::time::sleep(ORPHAN_RESCAN).await;
+        }
     }
 }
 
