@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use antiphon_core::settings::nearest;
 
+use super::postgres::ACCOUNT_OPTIONS;
 use super::problem::{Findings, Place};
 use super::yaml::{Content, Entry, Node};
 
@@ -90,9 +91,15 @@ pub(super) fn overlay(root: &mut Node, env: &BTreeMap<String, String>, findings:
             let Some(name) = variable.strip_prefix(prefix).filter(|_| variable != WHOLE_FILE) else {
                 continue;
             };
+            // As in Patroni, an empty variable is one that is not set: containers cannot always unset them.
+            if value.is_empty() {
+                continue;
+            }
             let place = Place::Variable(variable.as_str().into());
-            match VARIABLES.iter().find(|(known, _)| *known == name) {
-                Some((_, path)) => {
+            let option = account_option(name);
+            let path = VARIABLES.iter().find(|(known, _)| *known == name).map(|(_, path)| *path);
+            match path.or(option.as_ref().map(<[&str; 4]>::as_slice)) {
+                Some(path) => {
                     let content = Content::Scalar { text: value.clone(), plain: true };
                     set(root, path, Node { place, content });
                 }
@@ -105,6 +112,15 @@ pub(super) fn overlay(root: &mut Node, env: &BTreeMap<String, String>, findings:
             }
         }
     }
+}
+
+/// The path of `SUPERUSER_SSLMODE` and its like.
+fn account_option(name: &str) -> Option<[&'static str; 4]> {
+    let (user, option) = name.split_once('_')?;
+    let user =
+        ["superuser", "replication", "rewind"].into_iter().find(|known| known.eq_ignore_ascii_case(user))?;
+    let option = ACCOUNT_OPTIONS.into_iter().find(|known| known.eq_ignore_ascii_case(option))?;
+    Some(["postgresql", "authentication", user, option])
 }
 
 fn close_variable(name: &str) -> Option<&'static str> {

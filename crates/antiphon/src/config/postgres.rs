@@ -38,7 +38,7 @@ const BASEBACKUP_OWN: [&str; 13] = [
 ];
 
 /// Connection options of an account.
-const ACCOUNT_OPTIONS: [&str; 9] = [
+pub(super) const ACCOUNT_OPTIONS: [&str; 9] = [
     "sslmode",
     "sslkey",
     "sslcert",

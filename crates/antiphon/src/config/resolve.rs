@@ -133,6 +133,7 @@ fn log(top: &Section<'_>) -> LogConfig {
     let levels = [
         ("error", LogLevel::Error),
         ("critical", LogLevel::Error),
+        ("fatal", LogLevel::Error),
         ("warning", LogLevel::Warn),
         ("warn", LogLevel::Warn),
         ("info", LogLevel::Info),

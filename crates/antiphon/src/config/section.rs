@@ -199,6 +199,10 @@ impl<'a> Section<'a> {
                 .collect(),
             Content::Scalar { .. } if commas => {
                 let text = self.text_of(node, &path).unwrap_or_default();
+                // A list in brackets, as variables may have it; an IPv6 address in brackets is not one.
+                let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+                let list = inner.filter(|inner| inner.parse::<std::net::Ipv6Addr>().is_err());
+                let text = list.unwrap_or(&text);
                 let parts = text.split(',').map(|part| part.trim().trim_matches(['\'', '"']));
                 parts.filter(|part| !part.is_empty()).map(str::to_owned).collect()
             }

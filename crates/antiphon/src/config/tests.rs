@@ -156,13 +156,18 @@ fn the_environment_overrides_the_file_and_antiphon_overrides_patroni() {
             ("PATRONI_POSTGRESQL_CONNECT_ADDRESS", "10.0.0.9:6000"),
             ("PATRONI_REPLICATION_PASSWORD", "from env: [x"),
             ("PATRONI_RAFT_PARTNER_ADDRS", "'10.0.0.1:1', 10.0.0.2:2"),
+            ("PATRONI_RESTAPI_ALLOWLIST", "['10.0.0.0/8', ::1]"),
+            ("PATRONI_REPLICATION_SSLMODE", "require"),
+            ("PATRONI_NAMESPACE", ""),
             ("PATRONI_RESTAPI_LISTNE", "x"),
             ("HOME", "/root"),
         ]),
     )
     .unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!((config.name.as_str(), config.scope.as_str()), ("a1", "other"));
+    assert_eq!((config.namespace.as_str(), config.restapi.allowlist.len()), ("/service", 2));
     let server = config.postgresql.expect("a server");
+    assert_eq!(server.replication.options.get("sslmode").map(String::as_str), Some("require"));
     assert_eq!(
         (server.listen.to_string(), server.connect_address.to_string()),
         ("*:6000".into(), "10.0.0.9:6000".into())
