@@ -212,26 +212,4 @@ async fn dial(config: Config, seen: Arc<Seen>) -> Option<Client> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn acks(millis: &[u64]) -> (Instant, Vec<Ack>) {
-        let start = Instant::now();
-        let at =
-            |(id, after): (usize, &u64)| Ack { id: id as i64, at: start + Duration::from_millis(*after) };
-        (start, millis.iter().enumerate().map(at).collect())
-    }
-
-    #[test]
-    fn the_outage_is_the_longest_gap_that_ends_after_the_event() {
-        let (start, acks) = acks(&[0, 900, 1000, 1300, 1310, 1400]);
-        let event = start + Duration::from_millis(1001);
-        assert_eq!(longest_gap(&acks, event), Some(Duration::from_millis(300)));
-    }
-
-    #[test]
-    fn no_acknowledgement_after_the_event_is_no_gap_but_nothing() {
-        let (start, acks) = acks(&[0, 10]);
-        assert_eq!(longest_gap(&acks, start + Duration::from_millis(11)), None);
-    }
-}
+mod tests;
