@@ -4,7 +4,7 @@
 //! compare-and-swap on its revision. `members/NAME` is written by its owner alone. Everything here is small,
 //! versioned by `FORMAT`, and independent of which store keeps it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -112,6 +112,22 @@ pub struct SyncSet {
     pub members: Vec<NodeName>,
 }
 
+impl SyncSet {
+    /// Whether it is one: `k` of its members can acknowledge, and none is counted twice.
+    ///
+    /// # Errors
+    /// What is wrong with it, as the end of a sentence about its record.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if self.k == 0 || self.k > self.members.len() {
+            return Err("its sync set asks for none, or for more members than it has");
+        }
+        if self.members.iter().collect::<BTreeSet<_>>().len() < self.members.len() {
+            return Err("its sync set names a member twice");
+        }
+        Ok(())
+    }
+}
+
 /// What the store promises about acknowledged commits; an election relies on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "promise", rename_all = "snake_case")]
@@ -144,7 +160,35 @@ pub struct Cluster {
     pub base: Position,
 }
 
+/// The last term: timelines are 32 bits wide, and one more must fit.
+const EPOCH_MAX: u64 = u32::MAX as u64 - 1;
+
 impl Cluster {
+    /// Whether the record can be acted upon, whoever wrote it.
+    ///
+    /// # Errors
+    /// What is wrong with it, as the end of a sentence about it.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if self.format > FORMAT {
+            return Err("it was written by a newer version");
+        }
+        if !(1..=EPOCH_MAX).contains(&self.epoch.0) {
+            return Err("its epoch is out of range");
+        }
+        let term_is_sound = match &self.phase {
+            Phase::Bootstrapping { .. } => true,
+            Phase::Led { leader } => leader.epoch == self.epoch && leader.timeline.0 > 0,
+            Phase::Electing { last, .. } => last.epoch < self.epoch && last.timeline.0 > 0,
+        };
+        if !term_is_sound {
+            return Err("its leader is of another term");
+        }
+        match &self.sync {
+            Promise::Quorum(set) => set.check(),
+            Promise::Asynchronous | Promise::Alone => Ok(()),
+        }
+    }
+
     /// The leader, if one is in office.
     pub fn leader(&self) -> Option<&Leader> {
         match &self.phase {

@@ -12,7 +12,7 @@ use super::role::Role;
 use super::step::Step;
 use super::why::Why;
 use super::world::{Database, Local, Server, Stored, Task, World};
-use super::{bootstrap, detector, elect, follow, lead};
+use super::{bootstrap, detector, elect, follow, lead, lease};
 use crate::{Epoch, Instant};
 
 /// What to do now, why, and when to look again at the latest.
@@ -52,8 +52,9 @@ impl Decision {
 /// Decides.
 pub fn decide(world: &World) -> Decision {
     let Some(cluster) = &world.store.cluster else { return bootstrap::create(world) };
-    let epoch = cluster.value.epoch;
-    assert!(world.me.fenced <= epoch, "fenced for term {}, which the store never named", world.me.fenced);
+    if let Some(why) = distrust(world, &cluster.value) {
+        return lease::hold_still(world, why);
+    }
     match &world.local {
         Local::Witness => witness(world, cluster),
         Local::Database(db) => {
@@ -84,6 +85,16 @@ fn witness(world: &World, cluster: &Stored<Cluster>) -> Decision {
     with_vote(world, cluster, with_record(world, None, decision))
 }
 
+/// Why the record of leadership as it is seen here must not be acted upon, if it must not.
+fn distrust(world: &World, cluster: &Cluster) -> Option<Why> {
+    if let Err(problem) = cluster.check() {
+        return Some(Why::RecordUnsound { problem: problem.to_owned() });
+    }
+    // A term is fenced for only after the store named it: this member's view of the store is an older one.
+    let behind = world.me.fenced > cluster.epoch;
+    behind.then_some(Why::StoreBehind { fenced: world.me.fenced, seen: cluster.epoch })
+}
+
 /// Why the data directory here is left alone, if it is.
 fn untouchable(cluster: &Cluster, db: &Database) -> Option<Why> {
     if let Server::Refused { reason } = &db.server {
@@ -101,10 +112,10 @@ fn untouchable(cluster: &Cluster, db: &Database) -> Option<Why> {
 fn with_vote(world: &World, cluster: &Stored<Cluster>, mut decision: Decision) -> Decision {
     let Some(leader) = cluster.value.leader() else { return decision };
     let Some(cause) = detector::suspicion(world, leader) else {
-        if let Some(peer) = world.peers.get(&leader.name) {
-            decision = decision.waking(detector::silent_from(world, peer));
-        }
-        return decision;
+        return match detector::look_again(world, leader) {
+            Some(at) => decision.waking(at),
+            None => decision,
+        };
     };
     decision.suspects = Some(leader.epoch);
     let link = world.peers.get(&leader.name).map_or(super::world::Link::Down, |peer| peer.link);

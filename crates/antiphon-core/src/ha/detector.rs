@@ -37,11 +37,24 @@ pub fn silent_from(world: &World, peer: &Peer) -> Instant {
     heard + world.settings.failure_timeout
 }
 
-/// Whether the leader's lease has run out on every clock: nobody saw it renewed for `ttl`, and some more for
-/// clocks that run at different rates.
+/// Whether the leader's lease has run out on every clock.
 pub fn lease_ran_out(world: &World) -> bool {
-    let since = world.store.lease_since.max(world.me.started);
-    world.now.since(since) >= world.settings.ttl + world.settings.ttl / 20
+    world.now >= lease_out_from(world)
+}
+
+/// When the lease has run out on every clock: nobody saw it renewed for `ttl`, and some more for clocks that
+/// run at different rates.
+fn lease_out_from(world: &World) -> Instant {
+    world.store.lease_since.max(world.me.started) + world.settings.ttl + world.settings.ttl / 20
+}
+
+/// When a leader that is not suspected now may become so although nothing is heard of it; none if never.
+pub fn look_again(world: &World, leader: &Leader) -> Option<Instant> {
+    if world.settings.pause {
+        return None;
+    }
+    let silent = world.peers.get(&leader.name).map(|peer| silent_from(world, peer));
+    [silent, Some(lease_out_from(world))].into_iter().flatten().filter(|at| *at > world.now).min()
 }
 
 fn says_it_leads(peer: &Peer, leader: &Leader) -> bool {

@@ -12,7 +12,7 @@ use super::role::Role;
 use super::step::Step;
 use super::why::Why;
 use super::world::{Database, Server, StandbyServer, StopMode, Stopped, Stored, Task, World};
-use super::{detector, election, sync};
+use super::{detector, election, lease, sync};
 use crate::{Lsn, Timeline};
 
 /// An election is open and this member led before.
@@ -23,6 +23,9 @@ pub(super) fn as_last_leader(
     last: &Leader,
     db: &Database,
 ) -> Decision {
+    if let Some(stopping) = lease::overrun(world, db) {
+        return stopping;
+    }
     let demoting = |why: Why, mode: StopMode| stop(world, db, Role::Demoting, why, mode);
     match &db.server {
         Server::Primary(primary) => match cause {

@@ -13,58 +13,69 @@ use super::step::Step;
 use super::sync::{self, SyncChange};
 use super::why::Why;
 use super::world::{Database, PrimaryServer, Server, StandbyServer, StopMode, Stopped, Stored, Task, World};
-use super::{slots, switchover};
-use crate::{Instant, Timeline};
+use super::{lease, slots, switchover};
+use crate::Timeline;
 
 /// This member leads, by the store's word.
 pub(super) fn lead(world: &World, cluster: &Stored<Cluster>, leader: &Leader, db: &Database) -> Decision {
-    let epoch = leader.epoch;
-    let give_up = |cause: Cause, why: Why, stop: Option<StopMode>| {
-        let mut decision = Decision::rest(Role::Demoting, why);
-        decision.steps.push(open_election(world, cluster, leader, cause));
-        decision.steps.extend(stop.map(|mode| Step::Stop { mode }));
-        decision
-    };
-    let promoting = Role::Promoting { epoch };
-    let decision = match &db.server {
-        Server::Primary(primary) => serve(world, cluster, leader, db, primary),
-        Server::Standby(standby) => promote(world, cluster, leader, db, standby),
-        Server::Stopped(stopped) => start(world, cluster, leader, db, stopped),
-        Server::Starting { since } => {
-            let limit = *since + world.settings.primary_start_timeout.max(world.settings.failure_timeout * 5);
-            if world.now >= limit {
-                let why = "it did not start within primary_start_timeout".to_owned();
-                give_up(
-                    Cause::CannotServe { why: why.clone() },
-                    Why::CannotServe { why },
-                    Some(StopMode::Kill),
-                )
-            } else {
-                Decision::rest(promoting, Why::Starting).waking(limit)
-            }
-        }
-        Server::Orphans { how } => {
-            let how = how.clone();
-            give_up(Cause::ServerDied { how: how.clone() }, Why::ServerDied { how }, Some(StopMode::Kill))
-        }
-        Server::Stuck { why, .. } if !world.settings.pause => {
-            let why = why.clone();
-            give_up(Cause::CannotServe { why: why.clone() }, Why::CannotServe { why }, Some(StopMode::Kill))
-        }
-        Server::Stuck { .. } => Decision::rest(promoting, Why::Paused),
-        Server::Absent if db.task.is_none() => {
-            let why = "its data directory is gone".to_owned();
-            give_up(Cause::CannotServe { why: why.clone() }, Why::CannotServe { why }, None)
-        }
-        Server::Absent | Server::Refused { .. } => Decision::rest(promoting, Why::Starting),
-    };
+    let decision = lease::overrun(world, db).unwrap_or_else(|| act(world, cluster, leader, db));
     with_lease(world, cluster, leader, decision)
 }
 
-/// When the lease ends. An agent that has just started counts from its start: its predecessor may have
-/// renewed up to then.
-fn lease_end(world: &World) -> Instant {
-    world.me.lease_until.unwrap_or(world.me.started + world.settings.ttl)
+fn act(world: &World, cluster: &Stored<Cluster>, leader: &Leader, db: &Database) -> Decision {
+    let epoch = leader.epoch;
+    let promoting = Role::Promoting { epoch };
+    match &db.server {
+        Server::Primary(primary) => serve(world, cluster, leader, db, primary),
+        Server::Standby(standby) => promote(world, cluster, leader, db, standby),
+        Server::Stopped(stopped) => start(world, cluster, leader, db, stopped),
+        Server::Starting { .. } if !lease::held(world) => {
+            stop(world, db, Role::Demoting, Why::LeaseLost, StopMode::Kill)
+        }
+        Server::Starting { since } => {
+            let limit = *since + patience(world);
+            if world.now < limit {
+                return Decision::rest(promoting, Why::Starting).waking(limit);
+            }
+            if world.settings.pause {
+                return Decision::rest(promoting, Why::Paused);
+            }
+            let why = "it did not start within primary_start_timeout".to_owned();
+            give_up(world, cluster, leader, db, Cause::CannotServe { why: why.clone() }, Why::CannotServe { why })
+        }
+        Server::Orphans { .. } | Server::Stuck { .. } | Server::Absent if world.settings.pause => {
+            Decision::rest(promoting, Why::Paused)
+        }
+        Server::Orphans { how } => {
+            let how = how.clone();
+            give_up(world, cluster, leader, db, Cause::ServerDied { how: how.clone() }, Why::ServerDied { how })
+        }
+        Server::Stuck { why, .. } => {
+            let why = why.clone();
+            give_up(world, cluster, leader, db, Cause::CannotServe { why: why.clone() }, Why::CannotServe { why })
+        }
+        Server::Absent if db.task.is_none() => cannot(world, cluster, leader, "its data directory is gone"),
+        Server::Absent | Server::Refused { .. } => Decision::rest(promoting, Why::Starting),
+    }
+}
+
+/// How long a start or a promotion may take.
+fn patience(world: &World) -> Duration {
+    world.settings.primary_start_timeout.max(world.settings.failure_timeout * 5)
+}
+
+/// Kills the server and opens the election. The stop comes first: it must not wait for the store.
+fn give_up(
+    world: &World,
+    cluster: &Stored<Cluster>,
+    leader: &Leader,
+    db: &Database,
+    cause: Cause,
+    why: Why,
+) -> Decision {
+    let mut decision = stop(world, db, Role::Demoting, why, StopMode::Kill);
+    decision.steps.push(open_election(world, cluster, leader, cause));
+    decision
 }
 
 /// Adds the renewal of the lease when a quarter of it is used up.
@@ -95,11 +106,6 @@ fn serve(
     primary: &PrimaryServer,
 ) -> Decision {
     let role = Role::Leader { epoch: leader.epoch };
-    let end = lease_end(world);
-    if !holds_lease(world, end) {
-        let mode = if world.now >= end { StopMode::Kill } else { StopMode::Fast };
-        return stop(world, db, Role::Demoting, Why::LeaseLost, mode);
-    }
     if let Some((Task::Stop(_), _)) = db.task {
         return Decision::rest(role, Why::Restarting);
     }
@@ -122,20 +128,6 @@ fn serve(
 
 fn standing(cluster: &Stored<Cluster>) -> Why {
     if cluster.value.sync == Promise::Alone { Why::Degraded } else { Why::Leading }
-}
-
-/// Whether there is enough left of the lease to go on; writes end before it does.
-fn holds_lease(world: &World, end: Instant) -> bool {
-    let enough = world.now + world.settings.ttl / 4 < end;
-    enough || world.settings.pause || (world.settings.failsafe_mode && everyone_answers(world))
-}
-
-/// `failsafe_mode`: every other member answers this one directly.
-fn everyone_answers(world: &World) -> bool {
-    let mut others = world.store.members.keys().filter(|name| *name != world.me.name());
-    others.all(|name| {
-        world.peers.get(name).is_some_and(|peer| peer.heard_within(world.now, world.settings.failure_timeout))
-    })
 }
 
 /// Adds the next step of a change of the sync set.
@@ -185,7 +177,7 @@ fn promote(
     let epoch = leader.epoch;
     let role = Role::Promoting { epoch };
     if let Some((Task::Promote, since)) = db.task {
-        let limit = since + world.settings.primary_start_timeout.max(world.settings.failure_timeout * 5);
+        let limit = since + patience(world);
         if world.now >= limit {
             return cannot(world, cluster, leader, "its promotion did not end within primary_start_timeout");
         }

@@ -13,6 +13,7 @@ mod elect;
 pub mod election;
 mod follow;
 mod lead;
+mod lease;
 pub mod rejoin;
 pub mod role;
 mod slots;

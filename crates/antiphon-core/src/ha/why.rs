@@ -165,6 +165,18 @@ pub enum Why {
     Paused,
     /// Cut off from the store; followers go on as they were.
     NoStore,
+    /// The store as it is seen here is older than what this member has promised.
+    StoreBehind {
+        /// The term that this member is fenced for.
+        fenced: Epoch,
+        /// The newest term that is seen here.
+        seen: Epoch,
+    },
+    /// The record of leadership cannot be acted upon.
+    RecordUnsound {
+        /// What is wrong with it, as the end of a sentence.
+        problem: String,
+    },
 }
 
 impl fmt::Display for Why {
@@ -243,6 +255,16 @@ impl fmt::Display for Why {
             Self::Restarting => f.write_str("restarting the server as asked"),
             Self::Paused => f.write_str("paused: no automatic action; `antiphon resume` ends it"),
             Self::NoStore => f.write_str("the store has not answered yet"),
+            Self::StoreBehind { fenced, seen } => write!(
+                f,
+                "fenced for term {fenced} while the store shows term {seen} here: waiting until it has caught up; if \
+                 it never does, the store was restored from an old backup: restore a newer one"
+            ),
+            Self::RecordUnsound { problem } => write!(
+                f,
+                "the store's record of leadership is not acted upon: {problem}; upgrade this member, or restore the \
+                 record from a backup of the store"
+            ),
         }
     }
 }

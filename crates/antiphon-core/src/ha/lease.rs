@@ -1,0 +1,59 @@
+//! The lease that lets a leader serve: how much of it is left, and what must be stopped when it ends.
+//!
+//! Counted on this member's clock from before the renewal was sent, so it ends here before it ends for
+//! anybody else. Nothing here asks whether the store can be reached: no lease, no writes.
+
+use super::decide::Decision;
+use super::elect::stop;
+use super::role::Role;
+use super::why::Why;
+use super::world::{Database, Local, Server, StopMode, Task, World};
+use crate::Instant;
+
+/// When the lease ends. An agent that has just started counts from its start: its predecessor may have
+/// renewed up to then.
+pub(super) fn end(world: &World) -> Instant {
+    world.me.lease_until.unwrap_or(world.me.started + world.settings.ttl)
+}
+
+/// Whether there is enough left of the lease to go on; writes end before it does.
+pub(super) fn held(world: &World) -> bool {
+    let enough = world.now + world.settings.ttl / 4 < end(world);
+    enough || world.settings.pause || (world.settings.failsafe_mode && everyone_answers(world))
+}
+
+/// `failsafe_mode`: every other member answers this one directly.
+fn everyone_answers(world: &World) -> bool {
+    let mut others = world.store.members.keys().filter(|name| *name != world.me.name());
+    others.all(|name| {
+        world.peers.get(name).is_some_and(|peer| peer.heard_within(world.now, world.settings.failure_timeout))
+    })
+}
+
+/// The stop of a server that writes, or may come to, without a lease; none if all is well.
+///
+/// What merely starts is left to the caller: it may be a standby.
+pub(super) fn overrun(world: &World, db: &Database) -> Option<Decision> {
+    let mode = match &db.server {
+        _ if held(world) => return None,
+        Server::Primary(_) if world.now < end(world) => StopMode::Fast,
+        Server::Primary(_) | Server::Orphans { .. } | Server::Stuck { primary: true, .. } => StopMode::Kill,
+        Server::Standby(_) if matches!(db.task, Some((Task::Promote, _))) => StopMode::Kill,
+        Server::Standby(_)
+        | Server::Stuck { primary: false, .. }
+        | Server::Starting { .. }
+        | Server::Stopped(_)
+        | Server::Absent
+        | Server::Refused { .. } => return None,
+    };
+    Some(stop(world, db, Role::Demoting, Why::LeaseLost, mode))
+}
+
+/// What is left to do when the store's record cannot be relied on: nothing, until the lease ends.
+pub(super) fn hold_still(world: &World, why: Why) -> Decision {
+    let resting = Decision::rest(Role::Waiting, why).waking(world.now + world.settings.failure_timeout);
+    match &world.local {
+        Local::Database(db) => overrun(world, db).unwrap_or(resting),
+        Local::Witness => resting,
+    }
+}
