@@ -18,6 +18,7 @@ pub mod pg;
 
 pub use pg::Postgres;
 pub use pg::knock::server_knock;
+pub use pg::process::kill_server;
 pub use pg::settings::{Credentials, PgSettings};
 
 /// Why an operation was not done.

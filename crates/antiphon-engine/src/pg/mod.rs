@@ -15,7 +15,7 @@ mod initialise;
 pub mod knock;
 mod observe;
 mod probe;
-mod process;
+pub mod process;
 mod promote;
 mod receiver;
 mod rewind;

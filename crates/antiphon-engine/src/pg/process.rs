@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use antiphon_core::Instant;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -216,8 +217,11 @@ impl Watcher {
 
 /// Waits for the end of a process and says how it ended, as far as a stranger can know.
 async fn ended(handle: &Arc<OwnedFd>, child: Option<Child>) -> String {
-    if let Ok(duplicate) = handle.try_clone() {
-        exit_of(duplicate).await;
+    while !has_exited(handle) {
+        match handle.try_clone() {
+            Ok(duplicate) => exit_of(duplicate).await,
+            Err(_) => tokio::time::sleep(ORPHAN_RESCAN).await,
+        }
     }
     match child {
         Some(mut child) => match child.wait().await {
@@ -236,13 +240,22 @@ async fn exit_of(handle: OwnedFd) {
     )]
     let watched = AsyncFd::with_interest(handle, Interest::READABLE);
     match watched {
-        // It can only say that it is readable, or that the runtime ends.
-        Ok(watched) => drop(watched.readable().await),
+        Ok(watched) => {
+            if let Err(error) = watched.readable().await {
+                tracing::debug!(%error, "the runtime ends");
+            }
+        }
         Err(error) => {
             tracing::error!(%error, "a process cannot be watched: looking at it again and again instead");
             tokio::time::sleep(ORPHAN_RESCAN).await;
         }
     }
+}
+
+/// Whether the process of a pidfd has exited.
+fn has_exited(handle: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(handle, PollFlags::IN)];
+    poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
 }
 
 fn open(pid: i32) -> Option<OwnedFd> {
@@ -268,6 +281,24 @@ fn processes() -> impl Iterator<Item = i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
+
+/// SIGKILL to every server process in a data directory, for a guard that has no engine; how many there were.
+pub fn kill_server(data: &Path) -> usize {
+    let mut killed = 0;
+    // A main process that is being killed can still have started a child: look again until nothing is left.
+    for _ in 0..KILL_ROUNDS_MAX {
+        let found = scan(data);
+        if found.is_empty() {
+            break;
+        }
+        killed += found.iter().filter(|(_, handle)| pidfd_send_signal(handle, Signal::KILL).is_ok()).count();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    killed
+}
+
+/// Rounds of [`kill_server`]; one is enough unless a process was being started.
+const KILL_ROUNDS_MAX: usize = 20;
 
 /// Kills tools that an earlier agent left at work: they run in the engine's own folder.
 pub(super) fn kill_leftover_tools(state: &Path) {
