@@ -190,7 +190,7 @@ pub(crate) async fn all_streaming() -> anyhow::Result<()> {
 async fn cluster() -> anyhow::Result<Cluster> {
     let mut why = Vec::new();
     for node in Node::ALL {
-        match get(node, "/cluster").await {
+        match request(node, "GET", "/cluster", "", REST_LIMIT).await {
             Ok(body) => return serde_json::from_slice(&body).context("GET /cluster: not the JSON expected"),
             Err(error) => why.push(format!("{node}: {error:#}")),
         }
@@ -198,20 +198,32 @@ async fn cluster() -> anyhow::Result<Cluster> {
     bail!("no node answers GET /cluster: {}", why.join("; "))
 }
 
-/// One HTTP/1.0 request; the answer's body when it is 200.
-async fn get(node: Node, path: &str) -> anyhow::Result<Vec<u8>> {
-    timeout(REST_LIMIT, async {
+/// One HTTP/1.0 request; the answer's body when it is 200, else an error that holds it.
+async fn request(
+    node: Node,
+    method: &str,
+    path: &str,
+    body: &str,
+    limit: Duration,
+) -> anyhow::Result<Vec<u8>> {
+    timeout(limit, async {
         let mut stream = TcpStream::connect((node.address(), REST_PORT)).await?;
-        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {node}\r\n\r\n").as_bytes()).await?;
+        let head = format!(
+            "{method} {path} HTTP/1.0\r\nHost: {node}\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all((head + body).as_bytes()).await?;
         let mut answer = Vec::new();
         stream.take(REST_ANSWER_MAX).read_to_end(&mut answer).await?;
         let head = answer.windows(4).position(|window| window == b"\r\n\r\n").context("no HTTP answer")?;
+        let body = answer.split_off(head + 4);
         let status = answer.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
         if status != b"200" {
-            bail!("status {}", String::from_utf8_lossy(status));
+            bail!("status {}: {}", String::from_utf8_lossy(status), String::from_utf8_lossy(&body));
         }
-        Ok(answer.split_off(head + 4))
+        Ok(body)
     })
     .await
-    .with_context(|| format!("no answer within {REST_LIMIT:?}"))?
+    .with_context(|| format!("no answer within {limit:?}"))?
 }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use async_trait::async_trait;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
-use super::{POSTGRES_PORT, Place, REST_PORT, SCOPE, System, postgresql_section};
+use super::{POSTGRES_PORT, Place, REST_PORT, SCOPE, System, postgresql_section, request};
 use crate::net::Node;
-use crate::process::{kill_and_reap, run, server_folder, start};
+use crate::process::{kill_and_reap, server_folder, start};
 
 const RAFT_PORT: u16 = 2222;
 const SWITCHOVER_LIMIT: Duration = Duration::from_secs(120);
@@ -86,10 +86,9 @@ impl System for Antiphon {
     }
 
     async fn switchover(&self, leader: Node, candidate: Node) -> anyhow::Result<()> {
-        let mut command = Command::new(&self.program);
-        command.arg("-c").arg(self.file(leader)).args(["switchover", SCOPE, "--force"]);
-        command.args(["--leader", &leader.to_string(), "--candidate", &candidate.to_string()]);
-        run(command, SWITCHOVER_LIMIT).await.map(drop)
+        // What `antiphon switchover` sends.
+        let body = format!("{{\"leader\": \"{leader}\", \"candidate\": \"{candidate}\"}}");
+        request(leader, "POST", "/switchover", &body, SWITCHOVER_LIMIT).await.map(drop)
     }
 
     fn writer_dsn(&self) -> Vec<String> {
