@@ -190,6 +190,12 @@ pub(crate) struct Shared {
     room: Arc<Semaphore>,
 }
 
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peers").field("address", &self.shared.identity.address).finish_non_exhaustive()
+    }
+}
+
 struct Thread {
     stop: watch::Sender<bool>,
     handle: Mutex<Option<JoinHandle<()>>>,

@@ -1,6 +1,8 @@
 //! What the links between members promise, over real sockets on loopback: messages arrive, a dead peer shows at
 //! once, and nobody without the secret gets in or does harm.
 
+#![allow(clippy::unwrap_used, reason = "a failed assumption of a test is a failed test")]
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::{Duration, Instant};

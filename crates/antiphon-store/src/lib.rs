@@ -4,6 +4,11 @@
 //! default), etcd v3 (for those who run it) and memory (for tests). Everything that must be decided once in
 //! a cluster goes through [`Store::commit`]; everything else is derived from what it returned.
 
+
+mod memory;
+mod raft;
+mod space;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +16,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use thiserror::Error;
 use tokio::sync::watch;
+
+
+pub use crate::memory::MemoryStore;
+pub use crate::raft::{
+    DiskError, RaftError, RaftMember, RaftSettings, RaftStatus, RaftStore, RaftTimings,
+};
 
 /// What a transaction expects of a key before anything is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +35,7 @@ pub enum Expect {
 /// Writes that happen together, or not at all if one expectation fails.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transaction {
-    /// Every key here must be as expected.
+    /// Every key here must be as expected. One without puts and deletes only compares.
     pub expects: Vec<(String, Expect)>,
     /// Keys to write. Values are UTF-8 text (JSON); at most [`VALUE_BYTES_MAX`] bytes each.
     pub puts: Vec<(String, String)>,
@@ -32,8 +43,14 @@ pub struct Transaction {
     pub deletes: Vec<String>,
 }
 
-/// The longest value that a store takes.
+/// The longest value that a store takes, in bytes.
 pub const VALUE_BYTES_MAX: usize = 512 * 1024;
+/// The longest key, in bytes.
+pub const KEY_BYTES_MAX: usize = 512;
+/// All keys and values of one transaction together, in bytes.
+pub const TRANSACTION_BYTES_MAX: usize = 1024 * 1024;
+/// Expectations, and writes, that one transaction may have (etcd's own bound by default).
+pub const OPERATIONS_MAX: usize = 128;
 
 /// A value and the revision of its last write.
 #[derive(Clone, Debug, PartialEq, Eq)]

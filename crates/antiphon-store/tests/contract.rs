@@ -1,0 +1,210 @@
+//! What every store promises, run against each of them: memory, Raft with one and with three members over
+//! loopback, and a real etcd.
+
+#![allow(clippy::unwrap_used, reason = "a failed assumption of a test is a failed test")]
+
+mod support;
+
+use std::sync::Arc;
+
+use antiphon_store::{
+    Expect, MemoryStore, OPERATIONS_MAX, Snapshot, Store, StoreError, TRANSACTION_BYTES_MAX, Transaction,
+    VALUE_BYTES_MAX,
+};
+use support::{PATIENCE, TempDir, put};
+
+type Stores = Vec<Arc<dyn Store>>;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_keeps_the_contract() {
+    let store = MemoryStore::new();
+    contract(vec![Arc::new(store.clone()), Arc::new(store)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raft_alone_keeps_the_contract() {
+    let dir = TempDir::new();
+    let members = support::cluster(&dir, 1).await;
+    contract(members.iter().map(|member| Arc::new(member.store.clone()) as Arc<dyn Store>).collect()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raft_of_three_keeps_the_contract() {
+    let dir = TempDir::new();
+    let members = support::cluster(&dir, 3).await;
+    contract(members.iter().map(|member| Arc::new(member.store.clone()) as Arc<dyn Store>).collect()).await;
+}
+
+async fn contract(stores: Stores) {
+    compare_and_set(&stores).await;
+    transactions_are_atomic(&stores).await;
+    limits_are_kept(&stores).await;
+    own_watch_is_as_new_as_the_commit(&stores).await;
+    reads_are_linearizable_across_members(&stores).await;
+    watches_see_every_change_and_never_go_back(&stores).await;
+    concurrent_increments_all_count(&stores).await;
+}
+
+fn expecting(key: &str, expect: Expect, mut transaction: Transaction) -> Transaction {
+    transaction.expects.push((key.to_owned(), expect));
+    transaction
+}
+
+fn value(snapshot: &Snapshot, key: &str) -> Option<String> {
+    snapshot.entries.get(key).map(|stored| stored.value.clone())
+}
+
+fn conflict_key(outcome: Result<u64, StoreError>) -> String {
+    match outcome {
+        Err(StoreError::Conflict { key }) => key,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn compare_and_set(stores: &Stores) {
+    let (a, b) = (&stores[0], stores.last().unwrap());
+    let first = a.commit(expecting("cas", Expect::Absent, put("cas", "1"))).await.unwrap();
+    let lost = b.commit(expecting("cas", Expect::Absent, put("cas", "2"))).await;
+    assert_eq!(conflict_key(lost), "cas");
+    let second = b.commit(expecting("cas", Expect::At(first), put("cas", "3"))).await.unwrap();
+    assert!(second > first, "revisions grow");
+    let late = a.commit(expecting("cas", Expect::At(first), put("cas", "4"))).await;
+    assert_eq!(conflict_key(late), "cas");
+    let now = a.read().await.unwrap();
+    assert_eq!(value(&now, "cas").as_deref(), Some("3"));
+    assert_eq!(now.entries["cas"].revision, second);
+    // Comparing alone is a transaction, too, and changes nothing.
+    let same = a.commit(expecting("cas", Expect::At(second), Transaction::default())).await.unwrap();
+    assert!(same >= second);
+    let removes = Transaction { deletes: vec!["cas".to_owned(), "never".to_owned()], ..Default::default() };
+    let third = a.commit(expecting("cas", Expect::At(second), removes)).await.unwrap();
+    assert!(third > second);
+    assert_eq!(value(&*b.read().await.unwrap(), "cas"), None);
+    assert_eq!(conflict_key(b.commit(expecting("cas", Expect::At(second), put("cas", "5"))).await), "cas");
+    b.commit(expecting("cas", Expect::Absent, put("cas", "6"))).await.unwrap();
+}
+
+async fn transactions_are_atomic(stores: &Stores) {
+    let store = &stores[0];
+    let both = Transaction {
+        puts: vec![("x".to_owned(), "1".to_owned()), ("y".to_owned(), "\u{e9}\"\\\n\u{1F980}".to_owned())],
+        ..Transaction::default()
+    };
+    let revision = store.commit(both).await.unwrap();
+    let now = store.read().await.unwrap();
+    assert_eq!((now.entries["x"].revision, now.entries["y"].revision), (revision, revision));
+    assert_eq!(now.entries["y"].value, "\u{e9}\"\\\n\u{1F980}", "values come back as they were put");
+    let half = Transaction {
+        expects: vec![("x".to_owned(), Expect::At(revision)), ("y".to_owned(), Expect::Absent)],
+        puts: vec![("x".to_owned(), "2".to_owned()), ("z".to_owned(), "2".to_owned())],
+        deletes: vec!["y".to_owned()],
+    };
+    assert_eq!(conflict_key(store.commit(half).await), "y");
+    let now = store.read().await.unwrap();
+    assert_eq!((value(&now, "x").as_deref(), value(&now, "z")), (Some("1"), None), "nothing was written");
+}
+
+async fn limits_are_kept(stores: &Stores) {
+    let text = |bytes: usize| "v".repeat(bytes);
+    let twice = Transaction {
+        puts: vec![("k".to_owned(), "1".to_owned()), ("k".to_owned(), "2".to_owned())],
+        ..Transaction::default()
+    };
+    let put_and_deleted = Transaction { deletes: vec!["k".to_owned()], ..put("k", "1") };
+    let puts = |count: usize, bytes: usize| Transaction {
+        puts: (0..count).map(|number| (format!("limit/{number}"), text(bytes))).collect(),
+        ..Transaction::default()
+    };
+    for refused in [
+        twice,
+        put_and_deleted,
+        put("k", &text(VALUE_BYTES_MAX + 1)),
+        put("", "no name"),
+        puts(OPERATIONS_MAX + 1, 1),
+        puts(5, TRANSACTION_BYTES_MAX / 4),
+    ] {
+        let outcome = stores[0].commit(refused).await;
+        assert!(matches!(outcome, Err(StoreError::Invalid(_))), "{outcome:?}");
+    }
+    stores[0].commit(put("largest", &text(VALUE_BYTES_MAX))).await.unwrap();
+    let now = stores.last().unwrap().read().await.unwrap();
+    assert_eq!(now.entries["largest"].value.len(), VALUE_BYTES_MAX);
+    let gone = Transaction { deletes: vec!["largest".to_owned()], ..Transaction::default() };
+    stores[0].commit(gone).await.unwrap();
+}
+
+async fn own_watch_is_as_new_as_the_commit(stores: &Stores) {
+    for store in stores {
+        let watch = store.watch();
+        for number in 0..20 {
+            let revision = store.commit(put("own", &number.to_string())).await.unwrap();
+            let seen = watch.borrow().clone();
+            assert!(seen.revision >= revision);
+            assert_eq!(value(&seen, "own"), Some(number.to_string()));
+        }
+    }
+}
+
+async fn reads_are_linearizable_across_members(stores: &Stores) {
+    for round in 0..20 {
+        let writer = &stores[round % stores.len()];
+        let revision = writer.commit(put("linear", &round.to_string())).await.unwrap();
+        for reader in stores {
+            let seen = reader.read().await.unwrap();
+            assert!(seen.revision >= revision);
+            assert_eq!(value(&seen, "linear"), Some(round.to_string()));
+        }
+    }
+}
+
+async fn watches_see_every_change_and_never_go_back(stores: &Stores) {
+    let mut watchers = Vec::new();
+    for store in stores {
+        let mut watch = store.watch();
+        watchers.push(tokio::spawn(async move {
+            let (mut revision, mut number) = (0, -1_i64);
+            while number < 49 {
+                let seen = watch.borrow_and_update().clone();
+                assert!(seen.revision >= revision, "the watch went back");
+                let now = value(&seen, "counted").map_or(-1, |value| value.parse().unwrap());
+                assert!(now >= number, "a value went back");
+                (revision, number) = (seen.revision, now);
+                if number < 49 {
+                    watch.changed().await.unwrap();
+                }
+            }
+        }));
+    }
+    for number in 0..50 {
+        stores[number % stores.len()].commit(put("counted", &number.to_string())).await.unwrap();
+    }
+    for watcher in watchers {
+        tokio::time::timeout(PATIENCE, watcher).await.unwrap().unwrap();
+    }
+}
+
+async fn concurrent_increments_all_count(stores: &Stores) {
+    let mut tasks = Vec::new();
+    for number in 0..100 {
+        let store = Arc::clone(&stores[number % stores.len()]);
+        tasks.push(tokio::spawn(async move {
+            loop {
+                let now = store.read().await.unwrap();
+                let stored = now.entries.get("sum");
+                let count: u64 = stored.map_or(0, |stored| stored.value.parse().unwrap());
+                let expect = stored.map_or(Expect::Absent, |stored| Expect::At(stored.revision));
+                match store.commit(expecting("sum", expect, put("sum", &(count + 1).to_string()))).await {
+                    Ok(_) => return,
+                    Err(StoreError::Conflict { .. }) => {}
+                    Err(other) => panic!("{other:?}"),
+                }
+            }
+        }));
+    }
+    for task in tasks {
+        tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
+    }
+    for store in stores {
+        assert_eq!(value(&*store.read().await.unwrap(), "sum").as_deref(), Some("100"));
+    }
+}
