@@ -41,18 +41,39 @@ fn act(world: &World, cluster: &Stored<Cluster>, leader: &Leader, db: &Database)
                 return Decision::rest(promoting, Why::Paused);
             }
             let why = "it did not start within primary_start_timeout".to_owned();
-            give_up(world, cluster, leader, db, Cause::CannotServe { why: why.clone() }, Why::CannotServe { why })
+            give_up(
+                world,
+                cluster,
+                leader,
+                db,
+                Cause::CannotServe { why: why.clone() },
+                Why::CannotServe { why },
+            )
         }
         Server::Orphans { .. } | Server::Stuck { .. } | Server::Absent if world.settings.pause => {
             Decision::rest(promoting, Why::Paused)
         }
         Server::Orphans { how } => {
             let how = how.clone();
-            give_up(world, cluster, leader, db, Cause::ServerDied { how: how.clone() }, Why::ServerDied { how })
+            give_up(
+                world,
+                cluster,
+                leader,
+                db,
+                Cause::ServerDied { how: how.clone() },
+                Why::ServerDied { how },
+            )
         }
         Server::Stuck { why, .. } => {
             let why = why.clone();
-            give_up(world, cluster, leader, db, Cause::CannotServe { why: why.clone() }, Why::CannotServe { why })
+            give_up(
+                world,
+                cluster,
+                leader,
+                db,
+                Cause::CannotServe { why: why.clone() },
+                Why::CannotServe { why },
+            )
         }
         Server::Absent if db.task.is_none() => cannot(world, cluster, leader, "its data directory is gone"),
         Server::Absent | Server::Refused { .. } => Decision::rest(promoting, Why::Starting),
@@ -186,8 +207,8 @@ fn promote(
     if let Some((task, _)) = db.task {
         return Decision::rest(role, Why::Working { task });
     }
-    if db.failed.as_ref().is_some_and(|failed| failed.task == Task::Promote) {
-        return cannot(world, cluster, leader, "its promotion failed");
+    if let Some(error) = failed_in_this_term(world, db, Task::Promote) {
+        return cannot(world, cluster, leader, &format!("its promotion failed: {error}"));
     }
     let timeline = Timeline(u32::try_from(epoch.0).expect("a term beyond 2^32 elections cannot come about"));
     if standby.position.is_some_and(|position| position.timeline >= timeline) {
@@ -212,6 +233,7 @@ fn start(
     let role = Role::Promoting { epoch };
     if let Some(how) = &stopped.crash
         && !world.settings.pause
+        && !is_dealt_with(world, leader)
     {
         let how = how.clone();
         let step = open_election(world, cluster, leader, Cause::ServerDied { how: how.clone() });
@@ -220,8 +242,8 @@ fn start(
     if db.task.is_some() {
         return Decision::rest(role, Why::Starting);
     }
-    if let Some(failed) = db.failed.as_ref().filter(|failed| failed.task == Task::Start) {
-        return cannot(world, cluster, leader, &format!("it did not start: {}", failed.error));
+    if let Some(error) = failed_in_this_term(world, db, Task::Start) {
+        return cannot(world, cluster, leader, &format!("it did not start: {error}"));
     }
     if world.settings.pause && !world.me.restart_requested {
         return Decision::rest(role, Why::Paused);
@@ -236,6 +258,21 @@ fn start(
         Step::StartStandby { upstream: None }
     };
     Decision::step(role, Why::StartingPrimary, step)
+}
+
+/// The crash was before this term: its election has left leadership here, for the server to be started.
+fn is_dealt_with(world: &World, leader: &Leader) -> bool {
+    let of_this_term = |serving: &Serving| serving.epoch == leader.epoch;
+    let published = world.store.member(world.me.name());
+    let served = published.and_then(|me| me.serving.as_ref()).is_some_and(of_this_term);
+    !served && world.me.member.release.is_some_and(|release| release.epoch == leader.epoch)
+}
+
+/// What was said when this task failed, if it failed in this term: an earlier failure was answered by an
+/// election, and the term that followed is a new attempt.
+fn failed_in_this_term(world: &World, db: &Database, task: Task) -> Option<String> {
+    let failed = db.failed.as_ref().filter(|failed| failed.task == task)?;
+    (failed.at >= world.store.phase_since).then(|| failed.error.clone())
 }
 
 fn cannot(world: &World, cluster: &Stored<Cluster>, leader: &Leader, why: &str) -> Decision {
