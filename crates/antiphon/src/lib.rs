@@ -2,3 +2,6 @@
 
 pub mod agent;
 pub mod config;
+pub mod demo;
+pub mod node;
+pub mod api;

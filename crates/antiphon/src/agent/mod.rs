@@ -1,4 +1,21 @@
 //! The agent: observe, decide, act. One a member, beside the database server that it looks after.
+//!
+//! `run` is the loop; `observe` builds the World, `antiphon_core` decides, `act` carries out. `assemble` puts
+//! an agent together from its node file.
 
+mod act;
+pub mod assemble;
+mod beats;
+mod brief;
+mod clock;
 pub mod command;
+pub mod guard;
+mod journal;
+mod observe;
+mod records;
+mod run;
+mod settings;
+mod upkeep;
 pub mod view;
+
+pub use run::Agent;

@@ -1,0 +1,327 @@
+//! The loop of one agent: wait for an event, observe, decide, act, show.
+//!
+//! All waiting is in `next_event`, all changing of state behind it. Whatever takes longer than a decision is a
+//! task of the engine or of `upkeep`; its outcome is an event.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use antiphon_core::ha::cluster::Phase;
+use antiphon_core::ha::decide::{Decision, decide};
+use antiphon_core::ha::role::Role;
+use antiphon_core::ha::world::{Beat, Local, Server, World};
+use antiphon_core::{Epoch, Instant};
+use antiphon_engine::{Engine, sentence};
+use antiphon_peer::Peers;
+use antiphon_store::{Snapshot, Store};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::act::{Hands, Renewed};
+use super::beats::Beats;
+use super::brief;
+use super::clock;
+use super::command::Command;
+use super::guard::Guard;
+use super::journal::Journal;
+use super::observe::{self, Firsts, Own};
+use super::records::{self, Records};
+use super::settings::SettingsInForce;
+use super::upkeep::Upkeep;
+use super::view::View;
+
+/// How often an agent looks again where things move: an election, a promotion, a rejoin.
+const BRISK: Duration = Duration::from_millis(15);
+/// How often it looks again otherwise, if nothing happens before.
+const CALM: Duration = Duration::from_millis(500);
+
+/// Everything that an agent works with; put together by `assemble`.
+pub struct Agent {
+    pub(super) scope: String,
+    pub(super) own: Own,
+    pub(super) hands: Hands,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) engine: Option<Arc<dyn Engine>>,
+    pub(super) peers: Peers,
+    pub(super) beats: Beats,
+    pub(super) renewals: mpsc::Receiver<Renewed>,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) view: watch::Sender<Option<Arc<View>>>,
+    pub(super) settings: SettingsInForce,
+    pub(super) upkeep: Upkeep,
+    pub(super) journal: Journal,
+    pub(super) guard: Guard,
+    pub(super) firsts: Firsts,
+    pub(super) records: Arc<Records>,
+    pub(super) store_seen: u64,
+    pub(super) restarting: Option<oneshot::Sender<Result<(), String>>>,
+    pub(super) proven_dead: Option<Epoch>,
+}
+
+/// What woke the agent.
+enum Event {
+    /// Look again: the time has come, or a source changed.
+    Look,
+    /// The store pushed a snapshot.
+    Store,
+    /// A renewal ended.
+    Renewed(Renewed),
+    /// An operator asks.
+    Command(Command),
+    /// The agent shall end.
+    Stop,
+}
+
+impl Agent {
+    /// Runs until `stop` says so.
+    ///
+    /// # Errors
+    /// If the store holds a record of leadership that this version cannot read.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<()> {
+        let mut store = self.store.watch();
+        let mut engine = self.engine.as_ref().map(|engine| engine.events());
+        let mut beats = self.beats.changes();
+        self.read_store(&store.borrow_and_update().clone())?;
+        let mut pause = Duration::ZERO;
+        loop {
+            let event = tokio::select! {
+                biased;
+                Ok(()) = stop.changed() => Event::Stop,
+                Ok(()) = store.changed() => Event::Store,
+                Some(renewed) = self.renewals.recv() => Event::Renewed(renewed),
+                Ok(()) = changed(engine.as_mut()) => Event::Look,
+                Ok(()) = beats.changed() => Event::Look,
+                Some(command) = self.commands.recv() => Event::Command(command),
+                () = tokio::time::sleep(pause) => Event::Look,
+            };
+            match event {
+                Event::Stop => return Ok(()),
+                Event::Store => {
+                    let snapshot = store.borrow_and_update().clone();
+                    self.read_store(&snapshot)?;
+                }
+                Event::Renewed(renewed) => self.renewed(&renewed),
+                Event::Command(command) => self.command(command).await,
+                Event::Look => {}
+            }
+            pause = self.turn().await;
+        }
+    }
+
+    /// One turn: observe, decide, act, show. Returns how long to wait for the next event at most.
+    async fn turn(&mut self) -> Duration {
+        let world = self.observe().await;
+        let decision = decide(&world);
+        self.tell(&world, &decision);
+        self.journal.note(&world, &decision);
+        let server = match &world.local {
+            Local::Database(db) => Some(&db.server),
+            Local::Witness => None,
+        };
+        let ttl = world.settings.ttl;
+        let outcome = self.hands.carry_out(&decision.steps, &self.records, server, ttl).await;
+        match outcome {
+            Ok(done) => self.own.lease_until = done.lease_until.or(self.own.lease_until),
+            Err(error) => tracing::info!(why = %decision.why, error = %sentence(&error), "a step was not carried out"),
+        }
+        self.guard.follow(&world, &decision, self.own.lease_until);
+        self.after(&world, &decision).await;
+        self.show(&world, &decision);
+        pause(&world, &decision)
+    }
+
+    async fn observe(&mut self) -> World {
+        let database = match &self.engine {
+            Some(engine) => {
+                let mut database = engine.observe().await;
+                if self.hands.after_stop.is_some() {
+                    self.hands.go_on_after_stop(&database.server, database.task.is_some());
+                    database = engine.observe().await;
+                }
+                Some(database)
+            }
+            None => None,
+        };
+        let fenced = self.engine.as_ref().map_or(Epoch(0), |engine| engine.fenced());
+        let voters = self.store.voters().map(|voters| voters.len());
+        observe::world(
+            &self.own,
+            fenced,
+            self.settings.resolved(),
+            &self.records,
+            &self.firsts,
+            voters,
+            observe::local(database),
+            &self.peers,
+            &self.beats,
+        )
+    }
+
+    /// Tells the other members by heartbeat, and the heartbeats whom to watch over.
+    fn tell(&mut self, world: &World, decision: &Decision) {
+        let leads = match (&decision.role, &world.local) {
+            (Role::Leader { epoch }, _) => Some(*epoch),
+            _ => None,
+        };
+        self.beats.say(Beat {
+            name: world.me.name().clone(),
+            suspects: decision.suspects,
+            leads,
+            server: brief::server(world, decision),
+        });
+        let leader = world.store.cluster.as_ref().and_then(|cluster| match &cluster.value.phase {
+            Phase::Led { leader } | Phase::Electing { last: leader, .. } => Some(leader),
+            Phase::Bootstrapping { .. } => None,
+        });
+        let watched = leader.filter(|leader| leader.name != *world.me.name()).and_then(|leader| {
+            let address = world.store.member(&leader.name)?.server_address.clone()?;
+            Some((leader.name.clone(), address))
+        });
+        self.beats.watch_leader(watched);
+        self.hint_store(world);
+    }
+
+    /// The store's own leader usually sits beside the database's: proof of its death starts its election.
+    fn hint_store(&mut self, world: &World) {
+        let Some(cluster) = &world.store.cluster else { return };
+        for (name, peer) in &world.peers {
+            if peer.link != antiphon_core::ha::world::Link::Refused {
+                continue;
+            }
+            if self.proven_dead == Some(cluster.value.epoch) {
+                return;
+            }
+            if let Some(member) = world.store.member(name) {
+                self.store.leader_died(&member.peer_address);
+                if cluster.value.leader().is_some_and(|leader| leader.name == *name) {
+                    self.proven_dead = Some(cluster.value.epoch);
+                }
+            }
+        }
+    }
+
+    /// Work that follows from a decision and decides nothing.
+    async fn after(&mut self, world: &World, _decision: &Decision) {
+        self.upkeep.turn(world, &self.records).await;
+        if let (Some(engine), Some(cluster)) = (&self.engine, &world.store.cluster) {
+            engine.expect_system_identifier(cluster.value.system_identifier.clone());
+        }
+        if let Local::Database(db) = &world.local {
+            let stopping = matches!(db.task, Some((antiphon_core::ha::world::Task::Stop(_), _)));
+            if self.own.restart_requested && stopping {
+                self.own.restart_requested = false;
+            }
+            let answers = matches!(db.server, Server::Primary(_) | Server::Standby(_));
+            if !self.own.restart_requested && answers && !stopping && db.task.is_none()
+                && let Some(done) = self.restarting.take()
+            {
+                // Who asked may have gone away.
+                let _ = done.send(Ok(()));
+            }
+            if matches!(db.task, Some((antiphon_core::ha::world::Task::Clone, _))) {
+                self.own.reinitialise_requested = false;
+            }
+        }
+    }
+
+    fn show(&mut self, world: &World, decision: &Decision) {
+        let facts = brief::facts(self.engine.as_deref(), self.upkeep.semi_sync());
+        let view = View {
+            scope: self.scope.clone(),
+            world: Arc::new(world.clone()),
+            decision: Arc::new(decision.clone()),
+            config: self.records.config.clone(),
+            history: self.records.history.clone(),
+            scheduled: self
+                .records
+                .request
+                .as_ref()
+                .filter(|request| request.value.scheduled_at.is_some_and(|at| at > clock::unix_seconds()))
+                .map(|request| request.value.clone()),
+            server: facts,
+            store_seen: self.store_seen,
+            raft: self.upkeep.raft(),
+            progress: self.engine.as_ref().and_then(|engine| engine.progress()),
+        };
+        self.view.send_replace(Some(Arc::new(view)));
+    }
+
+    fn read_store(&mut self, snapshot: &Arc<Snapshot>) -> anyhow::Result<()> {
+        let records = records::read(snapshot)?;
+        for unreadable in &records.unreadable {
+            tracing::warn!("{unreadable}; it is left out");
+        }
+        self.firsts.see(&records);
+        self.store_seen = clock::unix_seconds();
+        let known: BTreeMap<_, _> =
+            records.members.values().map(|m| (m.value.peer_address.clone(), m.value.name.clone())).collect();
+        self.upkeep.know_peers(&self.peers, known.into_keys());
+        self.settings.take(&records.config);
+        self.records = Arc::new(records);
+        Ok(())
+    }
+
+    fn renewed(&mut self, renewed: &Renewed) {
+        self.hands.renewing = false;
+        let leads = self.records.cluster.as_ref().and_then(|c| c.value.leader()).is_some_and(|leader| {
+            leader.name == self.own.described.name && leader.epoch == renewed.epoch
+        });
+        if leads && let Some(until) = renewed.until {
+            self.own.lease_until = Some(self.own.lease_until.map_or(until, |known| known.max(until)));
+        }
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Restart { done } => {
+                if self.engine.is_none() {
+                    let _ = done.send(Err("this member is a witness and has no server".to_owned()));
+                } else if self.restarting.is_some() {
+                    let _ = done.send(Err("a restart is in progress".to_owned()));
+                } else {
+                    self.own.restart_requested = true;
+                    self.restarting = Some(done);
+                }
+            }
+            Command::Reload { done } => {
+                let answer = self.settings.reload().await;
+                let _ = done.send(answer);
+            }
+            Command::Reinitialise { done } => {
+                let leads = self.records.cluster.as_ref().and_then(|c| c.value.leader());
+                let answer = match (&self.engine, leads) {
+                    (None, _) => Err("this member is a witness and has no data to build".to_owned()),
+                    (_, Some(leader)) if leader.name == self.own.described.name => {
+                        Err("I am the leader, can not reinitialize".to_owned())
+                    }
+                    (_, None) => Err("there is no leader to copy from".to_owned()),
+                    (Some(_), Some(_)) => {
+                        self.own.reinitialise_requested = true;
+                        Ok(())
+                    }
+                };
+                let _ = done.send(answer);
+            }
+        }
+    }
+}
+
+/// Waits for the engine's next event; for ever on a witness.
+async fn changed(events: Option<&mut watch::Receiver<u64>>) -> Result<(), watch::error::RecvError> {
+    match events {
+        Some(events) => events.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How long to wait for the next event at most.
+fn pause(world: &World, decision: &Decision) -> Duration {
+    let moving = match &decision.role {
+        Role::Leader { .. } | Role::Follower { .. } | Role::Witness | Role::Waiting => !decision.steps.is_empty(),
+        Role::Bootstrapping | Role::Promoting { .. } | Role::Fenced { .. } | Role::Demoting => true,
+        Role::Rejoining => decision.steps.iter().any(|step| !matches!(step, antiphon_core::ha::step::Step::Slots { .. })),
+    };
+    let step = if moving { BRISK } else { CALM };
+    let wake = decision.wake_at.map_or(CALM, |at: Instant| at.since(world.now));
+    step.min(wake.max(Duration::from_millis(2)))
+}

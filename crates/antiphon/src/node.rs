@@ -1,0 +1,310 @@
+//! A node: `antiphon run FILE`. Reads the file, gives up root, starts the agent and its API, and ends cleanly.
+//!
+//! SIGTERM and SIGINT hand leadership over, stop the server and end with exit code 0; a second one ends at once
+//! and leaves the server running. SIGHUP reads the file again. While the cluster is paused, ending leaves the
+//! server running, so that Antiphon itself can be replaced.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use antiphon_core::ha::cluster::Request;
+use antiphon_core::ha::role::Role;
+use antiphon_core::ha::world::{Local, Server, StopMode};
+use antiphon_engine::{Engine, Work};
+use antiphon_store::{Expect, Store, Transaction};
+use nix::unistd::{User, chown, initgroups, setgid, setuid};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::agent::assemble::{self, Assembled};
+use crate::agent::command::Command;
+use crate::agent::view::View;
+
+use crate::config::{self, LogConfig, LogFormat, LogLevel, NodeConfig, StoreConfig};
+
+/// How long a leader that ends waits for a successor.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(15);
+/// How long the server may take to stop before it is stopped the hard way.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
+/// Exit code for a file with mistakes, as sysexits.h has it.
+const EXIT_CONFIG: u8 = 78;
+
+/// Runs the node that this file describes until it is told to end.
+pub fn run(file: &Path) -> ExitCode {
+    let env: BTreeMap<String, String> = std::env::vars().collect();
+    let config = match config::load(file, &env) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    start_log(&config.log);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    match prepare(&config).and_then(|()| serve(file, &config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(log: &LogConfig) {
+    let level = match log.level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+        LogLevel::Trace => "trace",
+    };
+    let filter = std::env::var("ANTIPHON_LOG").unwrap_or_else(|_| level.to_owned());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false);
+    match log.format {
+        LogFormat::Json => builder.json().init(),
+        LogFormat::Plain => builder.init(),
+    }
+}
+
+/// Creates the directories that are missing and becomes the server's user, if started as root.
+fn prepare(config: &NodeConfig) -> anyhow::Result<()> {
+    let mut directories: Vec<PathBuf> = Vec::new();
+    if let StoreConfig::Raft(raft) = &config.store {
+        directories.push(raft.data_dir.clone());
+    }
+    if let Some(pg) = &config.postgresql {
+        directories.push(pg.state_dir.clone());
+        directories.extend(pg.data_dir.parent().map(Path::to_owned));
+    }
+    let user = if nix::unistd::geteuid().is_root() { Some(server_user(config)?) } else { None };
+    for directory in &directories {
+        create(directory, user.as_ref())?;
+    }
+    let Some(user) = user else { return Ok(()) };
+    let name = std::ffi::CString::new(user.name.clone()).context("the server user's name has a NUL in it")?;
+    initgroups(&name, user.gid).and_then(|()| setgid(user.gid)).and_then(|()| setuid(user.uid)).with_context(
+        || format!("could not become user {}, whom the server runs as; PostgreSQL refuses to run as root", user.name),
+    )
+}
+
+/// Whom the server runs as: the owner of its data directory if there is one, else `postgres`.
+fn server_user(config: &NodeConfig) -> anyhow::Result<User> {
+    let owner = config
+        .postgresql
+        .as_ref()
+        .and_then(|pg| std::fs::metadata(&pg.data_dir).ok())
+        .and_then(|data| User::from_uid(data.uid().into()).ok().flatten())
+        .filter(|user| !user.uid.is_root());
+    match owner {
+        Some(user) => Ok(user),
+        None => User::from_name("postgres")
+            .context("could not look up user postgres")?
+            .context("there is no user postgres to run the server as: create it, or do not start antiphon as root"),
+    }
+}
+
+fn create(directory: &Path, owner: Option<&User>) -> anyhow::Result<()> {
+    if directory.exists() {
+        return Ok(());
+    }
+    if let Some(parent) = directory.parent() {
+        create(parent, owner)?;
+    }
+    std::fs::create_dir(directory).with_context(|| format!("could not create {}", directory.display()))?;
+    match owner {
+        Some(user) => chown(directory, Some(user.uid), Some(user.gid))
+            .with_context(|| format!("could not give {} to user {}", directory.display(), user.name)),
+        None => Ok(()),
+    }
+}
+
+fn serve(file: &Path, config: &NodeConfig) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("could not start the runtime")?;
+    runtime.block_on(async {
+        let listen = assemble::listen_text(&config.restapi.listen);
+        let listener = tokio::net::TcpListener::bind(&listen)
+            .await
+            .with_context(|| format!("could not listen at {listen} (restapi.listen)"))?;
+        let Assembled { agent, mut view, commands, store, engine } = assemble::assemble(file, config).await?;
+        let (stop, stopped) = watch::channel(false);
+        let mut agent = tokio::spawn(agent.run(stopped));
+        let Ok(first) = view.wait_for(Option::is_some).await.map(|view| view.clone()) else {
+            return ended(agent.await);
+        };
+        let Some(first) = first else { unreachable!("waited for a view") };
+        let shown = follow(view, first);
+
+        let serving = tokio::spawn(async move { drop(listener) });
+        notify("READY=1");
+        tracing::info!(scope = %config.scope, name = %config.name, api = %listen, "running");
+        let result = tokio::select! {
+            result = &mut agent => ended(result),
+            () = until_told(&commands) => {
+                notify("STOPPING=1");
+                tokio::select! {
+                    () = end(&config.name, shown, store, engine, &stop) => Ok(()),
+                    () = told_again() => {
+                        tracing::warn!("told twice: ending at once, the server is left running");
+                        Ok(())
+                    }
+                }
+            }
+        };
+        serving.abort();
+        result
+    })
+}
+
+fn ended(result: Result<anyhow::Result<()>, tokio::task::JoinError>) -> anyhow::Result<()> {
+    match result {
+        Ok(result) => result,
+        Err(error) => Err(anyhow::anyhow!("the agent ended because of a defect: {error}")),
+    }
+}
+
+/// The view without its first moment of absence.
+fn follow(mut view: watch::Receiver<Option<Arc<View>>>, first: Arc<View>) -> watch::Receiver<Arc<View>> {
+    let (sender, receiver) = watch::channel(first);
+    tokio::spawn(async move {
+        while view.changed().await.is_ok() {
+            let next = view.borrow_and_update().clone();
+            if let Some(next) = next {
+                sender.send_replace(next);
+            }
+        }
+    });
+    receiver
+}
+
+/// Waits for SIGTERM or SIGINT; SIGHUP reloads meanwhile.
+async fn until_told(commands: &mpsc::Sender<Command>) {
+    let (Ok(mut term), Ok(mut int), Ok(mut hup)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
+    else {
+        tracing::error!("signals cannot be received; end this process with SIGKILL");
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::select! {
+            _ = term.recv() => return,
+            _ = int.recv() => return,
+            _ = hup.recv() => reload(commands).await,
+        }
+    }
+}
+
+async fn told_again() {
+    until_told(&mpsc::channel(1).0).await;
+}
+
+async fn reload(commands: &mpsc::Sender<Command>) {
+    let (done, answer) = oneshot::channel();
+    if commands.send(Command::Reload { done }).await.is_err() {
+        return;
+    }
+    match answer.await {
+        Ok(Ok(pending)) if pending.is_empty() => tracing::info!("read the node file again"),
+        Ok(Ok(pending)) => tracing::info!(?pending, "read the node file again; these wait for a restart"),
+        Ok(Err(error)) => tracing::error!("the node file was not taken over: {error}"),
+        Err(_) => {}
+    }
+}
+
+/// Hands leadership over if this member has it, then stops the server.
+async fn end(
+    me: &antiphon_core::NodeName,
+    mut view: watch::Receiver<Arc<View>>,
+    store: Arc<dyn Store>,
+    engine: Option<Arc<dyn Engine>>,
+    stop: &watch::Sender<bool>,
+) {
+    let Some(engine) = engine else {
+        stop.send_replace(true);
+        return;
+    };
+    if view.borrow().world.settings.pause {
+        tracing::info!("the cluster is paused: the server is left running");
+        stop.send_replace(true);
+        return;
+    }
+    if matches!(view.borrow().decision.role, Role::Leader { .. }) {
+        tracing::info!("handing leadership over before ending");
+        let request = Request { leader: Some(me.clone()), candidate: None, scheduled_at: None, accept_loss: false };
+        let text = serde_json::to_string(&request).unwrap_or_default();
+        let ask = Transaction {
+            expects: vec![("failover".to_owned(), Expect::Absent)],
+            puts: vec![("failover".to_owned(), text)],
+            deletes: Vec::new(),
+        };
+        if store.commit(ask).await.is_ok() {
+            // Refused (nobody can lead) or done: either way the request is consumed.
+            let gone = |view: &Arc<View>| {
+                !matches!(view.decision.role, Role::Leader { .. }) && released(view)
+                    || matches!(view.decision.why, antiphon_core::ha::why::Why::RequestRefused { .. })
+            };
+            let _ = tokio::time::timeout(HAND_OVER_PATIENCE, view.wait_for(gone)).await;
+        }
+    }
+    stop.send_replace(true);
+    stop_server(engine).await;
+}
+
+/// Another member leads, or this one's server has stopped for it.
+fn released(view: &Arc<View>) -> bool {
+    let leads_elsewhere = view.world.store.cluster.as_ref().and_then(|cluster| cluster.value.leader()).is_some();
+    let stopped = matches!(&view.world.local, Local::Database(db) if matches!(db.server, Server::Stopped(_)));
+    leads_elsewhere || stopped
+}
+
+async fn stop_server(engine: Arc<dyn Engine>) {
+    let mut events = engine.events();
+    let started = tokio::time::Instant::now();
+    let mut mode = StopMode::Fast;
+    loop {
+        let database = engine.observe().await;
+        if matches!(database.server, Server::Stopped(_) | Server::Absent | Server::Refused { .. }) && database.task.is_none() {
+            tracing::info!("the server is stopped");
+            return;
+        }
+        let late = started.elapsed() > STOP_PATIENCE;
+        if late && mode == StopMode::Fast {
+            mode = StopMode::Immediate;
+        }
+        if let Err(error) = engine.begin(Work::Stop { mode }) {
+            tracing::debug!(%error, "the stop goes on");
+        }
+        let _ = tokio::time::timeout(Duration::from_millis(500), events.changed()).await;
+    }
+}
+
+/// Tells systemd, if it asked to be told (see sd_notify(3)).
+fn notify(state: &str) {
+    let Ok(socket) = std::env::var("NOTIFY_SOCKET") else { return };
+    let sent = UnixDatagram::unbound().and_then(|datagram| match socket.strip_prefix('@') {
+        Some(name) => {
+            use std::os::linux::net::SocketAddrExt;
+            let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+            datagram.send_to_addr(state.as_bytes(), &address)
+        }
+        None => datagram.send_to(state.as_bytes(), &socket),
+    });
+    if let Err(error) = sent {
+        tracing::warn!(%error, "could not notify systemd");
+    }
+}
