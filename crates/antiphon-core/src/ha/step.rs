@@ -59,14 +59,14 @@ pub enum Step {
     Unfollow,
     /// Create the first data directory and start it as a primary.
     Initialise,
-    /// Take a base backup from a member.
+    /// Take a base backup from a member; a server that runs here is stopped first.
     Clone {
         /// `host:port` of its server.
         address: String,
         /// Keep the present data directory under another name: it may hold WAL that nobody else has.
         keep_old: bool,
     },
-    /// Rewind the data directory to the history of a member.
+    /// Rewind the data directory to the history of a member; a server that runs here is stopped first.
     Rewind {
         /// `host:port` of the leader's server.
         address: String,

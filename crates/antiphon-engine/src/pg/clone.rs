@@ -29,7 +29,7 @@ impl Inner {
         let binaries = self.binaries(major).await?;
         let program = binaries.program("pg_basebackup")?;
         let settings = self.settings();
-        let source = config::conninfo(&self.paths, &settings, address, &settings.replication)
+        let source = config::conninfo(&self.paths, config::TOOL_APPLICATION, address, &settings.replication)
             .map_err(|reason| EngineError::Failed { what: what.to_owned(), reason })?;
         self.write_passwords().await?;
         let paths = self.paths.clone();

@@ -163,7 +163,7 @@ fn render(paths: &Paths, settings: &PgSettings, role: &Role) -> Result<String, S
     let (upstream, slot) = match &role.upstream {
         Some(upstream) => {
             let address = &upstream.address;
-            (conninfo(paths, settings, address, &settings.replication)?, settings.name.slot_name())
+            (conninfo(paths, settings.name.as_str(), address, &settings.replication)?, settings.name.slot_name())
         }
         None => (String::new(), String::new()),
     };
@@ -203,10 +203,14 @@ pub(super) fn host_and_port(address: &str) -> Result<(&str, u16), String> {
     Ok((host, port.parse().map_err(|_| wrong())?))
 }
 
+/// What the tools call themselves. No member can have this name, so that the WAL that a base backup receives
+/// is never taken for a member's acknowledgement.
+pub(super) const TOOL_APPLICATION: &str = "antiphon tool";
+
 /// A connection string without a password in it.
 pub(super) fn conninfo(
     paths: &Paths,
-    settings: &PgSettings,
+    application: &str,
     address: &str,
     role: &Credentials,
 ) -> Result<String, String> {
@@ -216,7 +220,7 @@ pub(super) fn conninfo(
          keepalives_interval=2 keepalives_count=3 sslmode=prefer",
         libpq_quoted(host),
         libpq_quoted(&role.username),
-        libpq_quoted(settings.name.as_str()),
+        libpq_quoted(application),
         libpq_quoted(&paths.passwords().to_string_lossy()),
     ))
 }

@@ -49,7 +49,7 @@ impl Inner {
             self.recover_alone(&binaries).await?;
         }
         let source =
-            config::conninfo(&self.paths, &settings, address, settings.rewind_role()).map_err(failed)?;
+            config::conninfo(&self.paths, config::TOOL_APPLICATION, address, settings.rewind_role()).map_err(failed)?;
         let source = format!("{source} dbname=postgres");
         self.say("comparing histories".to_owned());
         let found = tool::run("try pg_rewind", self.pg_rewind(&program, &source, true), |_| ()).await?;
