@@ -49,7 +49,9 @@ pub(super) fn as_last_leader(
         },
         Server::Orphans { how } => demoting(Why::ServerDied { how: how.clone() }, StopMode::Kill),
         Server::Stuck { why, .. } => demoting(Why::CannotServe { why: why.clone() }, StopMode::Kill),
-        Server::Stopped(stopped) if stopped.primary => released(world, cluster, last, stopped, db),
+        Server::Stopped(stopped) if stopped.primary && !db.half_built => {
+            released(world, cluster, last, stopped, db)
+        }
         Server::Standby(_)
         | Server::Stopped(_)
         | Server::Starting { .. }
@@ -68,8 +70,9 @@ fn released(
 ) -> Decision {
     let epoch = cluster.value.epoch;
     // The checkpoint record begins there; whoever has a byte more has all of it.
-    let end =
-        stopped.clean.then(|| Position { lsn: Lsn(stopped.checkpoint.lsn.0 + 1), ..stopped.checkpoint });
+    let end = stopped
+        .clean
+        .then(|| Position { lsn: Lsn(stopped.checkpoint.lsn.0.saturating_add(1)), ..stopped.checkpoint });
     let release =
         world.me.member.release.filter(|release| release.epoch == epoch).unwrap_or(Release { epoch, end });
     let record = Member { release: Some(release), serving: None, ..world.me.member.clone() };

@@ -242,6 +242,9 @@ fn start(
     if db.task.is_some() {
         return Decision::rest(role, Why::Starting);
     }
+    if db.half_built {
+        return cannot(world, cluster, leader, "its data directory is half built");
+    }
     if let Some(error) = failed_in_this_term(world, db, Task::Start) {
         return cannot(world, cluster, leader, &format!("it did not start: {error}"));
     }

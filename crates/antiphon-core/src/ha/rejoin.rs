@@ -29,6 +29,6 @@ pub fn fork(serving: &Serving, end: Position) -> Fork {
 /// history must go on beyond that.
 pub fn fork_of_checkpoint(serving: &Serving, checkpoint: Position) -> Fork {
     let mut end = checkpoint;
-    end.lsn.0 += 1;
+    end.lsn.0 = end.lsn.0.saturating_add(1);
     fork(serving, end)
 }
