@@ -200,7 +200,9 @@ fn candidate(
     if !decision.steps.is_empty() {
         return decision;
     }
-    let was_last = last.name == *world.me.name() && position.timeline == last.timeline;
+    // Elected and never promoted, it has acknowledged nothing beyond the position that it won with.
+    let has_all = position.timeline == last.timeline || position == cluster.value.base;
+    let was_last = last.name == *world.me.name() && has_all;
     let alone_holds_all = was_last && world.now >= world.store.phase_since + patience(world, cluster, last);
     if let Some(forced) = forced(world, cluster, last) {
         return forced;
