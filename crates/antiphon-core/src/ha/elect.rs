@@ -11,7 +11,7 @@ use super::decide::{Decision, busy, open_election, with_record};
 use super::role::Role;
 use super::step::Step;
 use super::why::Why;
-use super::world::{Database, Server, StandbyServer, StopMode, Stopped, Stored, Task, World};
+use super::world::{Database, Failure, Server, StandbyServer, StopMode, Stopped, Stored, Task, World};
 use super::{detector, election, lease, sync};
 use crate::{Lsn, Timeline};
 
@@ -243,20 +243,42 @@ fn win(world: &World, cluster: &Stored<Cluster>, last: &Leader, base: Position) 
 /// Stops the server, harder the longer it takes.
 pub(super) fn stop(world: &World, db: &Database, role: Role, why: Why, mode: StopMode) -> Decision {
     let patience = world.settings.primary_stop_timeout.unwrap_or(world.settings.failure_timeout * 2);
-    let wanted = match db.task {
-        Some((Task::Stop(running), since)) => {
-            let harder = match running {
-                StopMode::Fast => StopMode::Immediate,
-                StopMode::Immediate | StopMode::Kill => StopMode::Kill,
-            };
+    stop_within(world, db, role, why, mode, patience)
+}
+
+/// Stops the server; each mode is given `patience`, then the next harder one is tried.
+pub(super) fn stop_within(
+    world: &World,
+    db: &Database,
+    role: Role,
+    why: Why,
+    mode: StopMode,
+    patience: Duration,
+) -> Decision {
+    let wanted = match (db.task, &db.failed) {
+        (Some((Task::Stop(running), since)), _) => {
             let escalate = world.now.since(since) >= patience;
-            let next = if escalate { harder } else { running }.max(mode);
+            let next = if escalate { harder(running) } else { running }.max(mode);
             if next == running {
-                return Decision::rest(role, why).waking(since + patience);
+                let again = if escalate { world.now + patience } else { since + patience };
+                return Decision::rest(role, why).waking(again);
             }
             next
         }
+        (_, Some(Failure { task: Task::Stop(StopMode::Kill), .. })) => match busy(world, db) {
+            // Nothing is harder; a process that survives this is in the kernel's hands.
+            Some((_, Some(at))) => return Decision::rest(role, why).waking(at),
+            _ => StopMode::Kill,
+        },
+        (_, Some(Failure { task: Task::Stop(failed), .. })) => harder(*failed).max(mode),
         _ => mode,
     };
     Decision::step(role, why, Step::Stop { mode: wanted }).waking(world.now + patience)
+}
+
+fn harder(mode: StopMode) -> StopMode {
+    match mode {
+        StopMode::Fast => StopMode::Immediate,
+        StopMode::Immediate | StopMode::Kill => StopMode::Kill,
+    }
 }

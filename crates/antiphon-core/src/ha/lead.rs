@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::cluster::{Cause, Cluster, Leader, Member, Promise, Serving};
 use super::decide::{Decision, busy, open_election, with_record};
-use super::elect::stop;
+use super::elect::{stop, stop_within};
 use super::role::Role;
 use super::step::Step;
 use super::sync::{self, SyncChange};
@@ -128,7 +128,9 @@ fn serve(
 ) -> Decision {
     let role = Role::Leader { epoch: leader.epoch };
     if let Some((Task::Stop(_), _)) = db.task {
-        return Decision::rest(role, Why::Restarting);
+        // Nobody waits for a hand-over here, but a shutdown that hangs would stop writes for ever.
+        let patience = world.settings.primary_stop_timeout.unwrap_or(world.settings.retry_timeout * 3);
+        return stop_within(world, db, role, Why::Restarting, StopMode::Fast, patience);
     }
     let serving =
         Serving { epoch: leader.epoch, timeline: primary.timeline, history: primary.history.clone() };
