@@ -35,7 +35,7 @@ pub(super) fn as_last_leader(
             Cause::Silent | Cause::ProcessesGone => succeed_itself(cluster, last, primary.timeline),
             // This member itself said that it could not serve; others are given the time to take over.
             Cause::ServerDied { .. } | Cause::CannotServe { .. } => {
-                let at = world.store.phase_since + patience(world, cluster, last);
+                let at = world.store.phase_since + patience(world, cluster, cause, last);
                 if world.now >= at {
                     succeed_itself(cluster, last, primary.timeline)
                 } else {
@@ -50,7 +50,7 @@ pub(super) fn as_last_leader(
         Server::Orphans { how } => demoting(Why::ServerDied { how: how.clone() }, StopMode::Kill),
         Server::Stuck { why, .. } => demoting(Why::CannotServe { why: why.clone() }, StopMode::Kill),
         Server::Stopped(stopped) if stopped.primary && !db.half_built => {
-            released(world, cluster, last, stopped, db)
+            released(world, cluster, cause, last, stopped, db)
         }
         Server::Standby(_)
         | Server::Stopped(_)
@@ -64,6 +64,7 @@ pub(super) fn as_last_leader(
 fn released(
     world: &World,
     cluster: &Stored<Cluster>,
+    cause: &Cause,
     last: &Leader,
     stopped: &Stopped,
     db: &Database,
@@ -76,7 +77,7 @@ fn released(
     let release =
         world.me.member.release.filter(|release| release.epoch == epoch).unwrap_or(Release { epoch, end });
     let record = Member { release: Some(release), serving: None, ..world.me.member.clone() };
-    let at = world.store.phase_since + patience(world, cluster, last);
+    let at = world.store.phase_since + patience(world, cluster, cause, last);
     let resting = Decision::rest(Role::Demoting, Why::Fencing { epoch }).waking(at);
     let decision = with_record(world, Some(record), resting);
     if !decision.steps.is_empty() || busy(world, db).is_some() || world.now < at {
@@ -86,7 +87,7 @@ fn released(
 }
 
 /// How long the last leader leaves the election to others.
-fn patience(world: &World, cluster: &Stored<Cluster>, last: &Leader) -> Duration {
+fn patience(world: &World, cluster: &Stored<Cluster>, cause: &Cause, last: &Leader) -> Duration {
     let others = world.peers.iter().any(|(name, peer)| {
         peer.heard_within(world.now, world.settings.failure_timeout)
             && world.store.member(name).is_some_and(|m| m.server_address.is_some() && m.tags.may_lead())
@@ -95,8 +96,16 @@ fn patience(world: &World, cluster: &Stored<Cluster>, last: &Leader) -> Duration
         && election::released_end(world, &cluster.value, last).is_none()
         && world.me.member.release.is_none_or(|release| release.end.is_none());
     if !others || nobody_else {
-        Duration::ZERO
-    } else if world.settings.primary_start_timeout.is_zero() {
+        return Duration::ZERO;
+    }
+    // A hand-over counts from the end of the stop, which takes its time.
+    let stop = match cause {
+        Cause::Switchover { .. } | Cause::Failover { .. } => world.settings.retry_timeout,
+        Cause::Silent | Cause::ProcessesGone | Cause::ServerDied { .. } | Cause::CannotServe { .. } => {
+            Duration::ZERO
+        }
+    };
+    stop + if world.settings.primary_start_timeout.is_zero() {
         world.settings.failure_timeout * 10
     } else {
         world.settings.failure_timeout * 3
@@ -203,13 +212,14 @@ fn candidate(
     // Elected and never promoted, it has acknowledged nothing beyond the position that it won with.
     let has_all = position.timeline == last.timeline || position == cluster.value.base;
     let was_last = last.name == *world.me.name() && has_all;
-    let alone_holds_all = was_last && world.now >= world.store.phase_since + patience(world, cluster, last);
+    let alone_holds_all =
+        was_last && world.now >= world.store.phase_since + patience(world, cluster, cause, last);
     if let Some(forced) = forced(world, cluster, last) {
         return forced;
     }
     let won = if alone_holds_all { Ok(position) } else { election::win(world, &cluster.value, cause, last) };
     match won {
-        Ok(base) => win(world, cluster, last, base),
+        Ok(base) => win(world, cluster, cause, last, base),
         Err(why) => Decision::rest(role, why).waking(look_again),
     }
 }
@@ -227,14 +237,16 @@ fn forced(world: &World, cluster: &Stored<Cluster>, last: &Leader) -> Option<Dec
     Some(Decision::step(Role::Fenced { epoch }, Why::OpeningElection { epoch: epoch.next() }, step))
 }
 
-fn win(world: &World, cluster: &Stored<Cluster>, last: &Leader, base: Position) -> Decision {
+fn win(world: &World, cluster: &Stored<Cluster>, cause: &Cause, last: &Leader, base: Position) -> Decision {
     let epoch = cluster.value.epoch;
     let timeline = Timeline(u32::try_from(epoch.0).expect("a term beyond 2^32 elections cannot come about"));
     let leader = Leader { name: world.me.name().clone(), epoch, timeline };
     let sync = sync::promise_of_winner(world, &cluster.value);
     let led = Cluster { phase: Phase::Led { leader }, sync, base, ..cluster.value.clone() };
-    // In asynchronous mode a lease that was renewed meanwhile keeps the old leader in office.
-    let counted_out = cluster.value.sync == Promise::Asynchronous && detector::lease_ran_out(world);
+    // Where the lease decided, one that was renewed meanwhile keeps the old leader in office.
+    let by_lease = cluster.value.sync == Promise::Asynchronous
+        || matches!(cause, Cause::Failover { accept_loss: true, .. });
+    let counted_out = by_lease && detector::lease_ran_out(world);
     let lease = world.store.lease.as_ref().filter(|_| counted_out && last.name != *world.me.name());
     let step = take(led, cluster.revision, lease.map(|lease| lease.revision));
     Decision::step(Role::Promoting { epoch }, Why::Winning { epoch }, step)

@@ -4,6 +4,7 @@
 //! what it says it has. Any number of members may compute this at once; the store lets one of them win.
 
 use std::cmp::Reverse;
+use std::time::Duration;
 
 use super::cluster::{Cause, Cluster, Leader, Position, Promise};
 use super::detector;
@@ -17,6 +18,7 @@ struct Report<'a> {
     position: Position,
     may_lead: bool,
     priority: u32,
+    alive: bool,
 }
 
 /// Whether this member wins the election of `cluster.epoch` now; if not, why.
@@ -31,36 +33,49 @@ pub fn win(world: &World, cluster: &Cluster, cause: &Cause, last: &Leader) -> Re
         return Err(Why::PositionUnknown);
     };
     if let Cause::Failover { to, accept_loss: true } = cause {
-        return if to == world.me.name() {
-            Ok(mine.position)
-        } else {
-            Err(Why::AnotherIsBetter { name: to.clone() })
-        };
+        if to == world.me.name() {
+            // What is lost is accepted; two servers that acknowledge at the same time are not.
+            let out = old_leader_is_out(world, cluster, last);
+            return if out { Ok(mine.position) } else { Err(Why::WaitingForLease) };
+        }
+        if alive(world, to) && !turn_has_come(world, cause, 1) {
+            return Err(Why::AnotherIsBetter { name: to.clone() });
+        }
     }
     let floor = floor(world, cluster, last, &reports)?;
-    if let Some(wanted) = wanted(cause)
-        && wanted != world.me.name()
-        && reports.iter().any(|r| r.name == wanted && r.may_lead && r.position >= floor)
-    {
-        return Err(Why::AnotherIsBetter { name: wanted.clone() });
+    let wanted = wanted(cause);
+    let mut able: Vec<&Report<'_>> =
+        reports.iter().filter(|r| r.alive && r.may_lead && r.position >= floor).collect();
+    able.sort_by_key(|r| Reverse((wanted == Some(r.name), r.position, r.priority, Reverse(r.name))));
+    match able.iter().position(|report| report.name == world.me.name()) {
+        Some(rank) if rank == 0 || turn_has_come(world, cause, rank) => Ok(mine.position),
+        Some(_) | None => Err(who_is_better(&able, &reports, floor)),
     }
-    let preferred = wanted(cause) == Some(world.me.name());
-    let best = reports
-        .iter()
-        .filter(|report| report.may_lead)
-        .max_by_key(|report| (report.position, report.priority, Reverse(report.name)));
-    let Some(best) = best else { return Err(Why::MayNotLead) };
-    if best.position < floor {
-        let ahead = reports.iter().find(|r| r.position >= floor);
-        return Err(
-            ahead.map_or(Why::BehindEarlierTerms, |r| Why::MostAdvancedMayNotLead { name: r.name.clone() })
-        );
-    }
-    if mine.position >= floor && (preferred || best.name == mine.name) {
-        return Ok(mine.position);
-    }
-    Err(Why::AnotherIsBetter { name: best.name.clone() })
 }
+
+/// Why a member that reported does not win.
+fn who_is_better(able: &[&Report<'_>], reports: &[Report<'_>], floor: Position) -> Why {
+    if let Some(best) = able.first() {
+        return Why::AnotherIsBetter { name: best.name.clone() };
+    }
+    match reports.iter().find(|report| report.position >= floor) {
+        Some(ahead) if ahead.may_lead => Why::AnotherIsBetter { name: ahead.name.clone() },
+        Some(ahead) => Why::MostAdvancedMayNotLead { name: ahead.name.clone() },
+        None => Why::BehindEarlierTerms,
+    }
+}
+
+/// Whether those who are preferred to this member (`rank` of them) have had their time. They may be unable
+/// to reach the store or to promote, and whoever reaches the floor is safe.
+fn turn_has_come(world: &World, cause: &Cause, rank: usize) -> bool {
+    let asked_for = wanted(cause).map_or(Duration::ZERO, |_| world.settings.retry_timeout);
+    let each = world.settings.failure_timeout * 3;
+    let turn = asked_for + each * u32::try_from(rank).unwrap_or(u32::MAX).min(TURNS_MAX);
+    world.now.since(world.store.phase_since) >= turn
+}
+
+/// Members that are waited for one after the other.
+const TURNS_MAX: u32 = 10;
 
 /// The candidate that an operator asked for.
 fn wanted(cause: &Cause) -> Option<&NodeName> {
@@ -70,11 +85,11 @@ fn wanted(cause: &Cause) -> Option<&NodeName> {
     }
 }
 
-/// The reports that were given for this election by members that are alive.
+/// The reports that were given for this election. A promise outlives the process that gave it, so those of
+/// members that are gone since count; only to win takes being alive.
 fn reports<'a>(world: &'a World, cluster: &Cluster) -> Vec<Report<'a>> {
     let members = world.store.members.values().map(|stored| &stored.value);
     members
-        .filter(|member| member.name == *world.me.name() || alive(world, &member.name))
         .filter_map(|member| {
             let fence = member.fence.filter(|fence| fence.epoch == cluster.epoch)?;
             Some(Report {
@@ -82,6 +97,7 @@ fn reports<'a>(world: &'a World, cluster: &Cluster) -> Vec<Report<'a>> {
                 position: fence.position,
                 may_lead: member.tags.may_lead(),
                 priority: member.tags.priority(),
+                alive: member.name == *world.me.name() || alive(world, &member.name),
             })
         })
         .collect()
@@ -99,7 +115,10 @@ fn floor(world: &World, cluster: &Cluster, last: &Leader, reports: &[Report<'_>]
             None => Err(Why::OnlyLastLeaderMayWin { last: last.name.clone() }),
         },
         Promise::Quorum(set) => {
-            if let Some(end) = released_end(world, cluster, last) {
+            let end = released_end(world, cluster, last);
+            let reached = |end: Position| reports.iter().any(|report| report.position >= end);
+            // Nobody may have the last bytes of a leader that is gone for good; the set has what counts.
+            if let Some(end) = end.filter(|end| reached(*end) || alive(world, &last.name)) {
                 return Ok(end);
             }
             let fenced: Vec<_> = reports.iter().filter(|report| set.members.contains(report.name)).collect();
@@ -135,7 +154,7 @@ fn asynchronous_floor(
     if missing > 0 && world.now.since(world.store.phase_since) < world.settings.failure_timeout / 2 {
         return Err(Why::WaitingForFences { have: reports.len(), need: reports.len() + missing });
     }
-    let best = reports.iter().filter(|r| r.may_lead).map(|r| r.position).max().unwrap_or_default();
+    let best = reports.iter().filter(|r| r.may_lead && r.alive).map(|r| r.position).max().unwrap_or_default();
     let lag_bytes = last_known_end(world, last).and_then(|end| best.lsn.bytes_to(end)).unwrap_or(0);
     if lag_bytes > world.settings.maximum_lag_on_failover {
         return Err(Why::TooFarBehind { lag_bytes });
