@@ -125,7 +125,11 @@ fn attach(
         let decision = Decision::rest(role, Why::Following { upstream: upstream.name });
         return slots::with_slots(world, db, decision);
     }
-    let Some(position) = standby.position else {
+    // What an earlier term's leader still sends could leave the history right after it was compared.
+    let of_earlier_term = standby.upstream.as_ref().is_some_and(|from| from.epoch != leader.epoch);
+    let switched_off = standby.upstream.is_none() && !standby.receiving;
+    let settled = switched_off || (standby.upstream.is_some() && !of_earlier_term);
+    let Some(position) = standby.position.filter(|_| settled) else {
         let decision =
             Decision::rest(role, Why::PositionUnknown).waking(world.now + Duration::from_millis(100));
         // Only a receiver that is off lets the end of the local WAL be known for certain.
