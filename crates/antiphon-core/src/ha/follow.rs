@@ -56,6 +56,12 @@ fn act(world: &World, leader: &Leader, db: &Database) -> Decision {
         let keep_old = db.half_built;
         return Decision::step(Role::Rejoining, Why::Cloning, Step::Clone { address, keep_old });
     }
+    if let Server::Stopped(Stopped { crash: Some(_), .. }) = &db.server
+        && world.settings.pause
+        && !world.me.restart_requested
+    {
+        return Decision::rest(Role::Waiting, Why::Paused);
+    }
     match &db.server {
         Server::Stopped(stopped) => return from_rest(world, serving, address, db, stopped),
         Server::Standby(standby) => attach(world, leader, serving, address, db, standby),

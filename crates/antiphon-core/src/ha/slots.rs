@@ -19,7 +19,7 @@ pub(super) fn with_slots(world: &World, db: &Database, mut decision: Decision) -
         }
         let slot = name.slot_name();
         let held = db.slots.get(&slot).copied();
-        if vanished(world, name) {
+        if vanished(world, name) && !attached(db, name) {
             drop.extend(held.is_some().then_some(slot));
             continue;
         }
@@ -50,10 +50,15 @@ fn vanished(world: &World, name: &NodeName) -> bool {
     world.now.since(heard) >= world.settings.member_slots_ttl
 }
 
+/// Streams from the primary here, whether or not its agent is heard: its slot is in use.
+fn attached(db: &Database, name: &NodeName) -> bool {
+    matches!(&db.server, Server::Primary(primary) if primary.standbys.iter().any(|standby| standby.name == *name))
+}
+
 /// PostgreSQL itself moves the slot of a member that streams from this server.
 fn streams_from_here(world: &World, db: &Database, name: &NodeName) -> bool {
     match &db.server {
-        Server::Primary(primary) => primary.standbys.iter().any(|standby| standby.name == *name),
+        Server::Primary(_) => attached(db, name),
         _ => world
             .peers
             .get(name)
