@@ -5,10 +5,11 @@
 
 use super::cluster::{Cluster, FORMAT, Leader, Phase, Position, Promise};
 use super::decide::{Decision, busy, with_record};
+use super::elect::stop;
 use super::role::Role;
 use super::step::Step;
 use super::why::Why;
-use super::world::{Database, Local, Server, Stored, World};
+use super::world::{Database, Local, Server, StopMode, Stored, World};
 use crate::{Epoch, NodeName, Timeline};
 
 /// No record yet: create it, or wait for the member that should.
@@ -19,7 +20,13 @@ pub(super) fn create(world: &World) -> Decision {
     if let Server::Refused { reason } = &db.server {
         return Decision::rest(Role::Waiting, Why::DataDirectoryRefused { reason: reason.clone() });
     }
-    if let (Some(identifier), Some(timeline)) = (&db.system_identifier, primary_timeline(&db.server)) {
+    // Those who have data must have had the time to say so.
+    let heard_out = world.now.since(world.me.started) >= world.settings.failure_timeout;
+    if let (Some(identifier), Some(end)) = (&db.system_identifier, primary_end(&db.server)) {
+        if !heard_out || another_is_newer(world, &db.server, end) {
+            return with_record(world, None, waiting).waking(look_again);
+        }
+        let timeline = end.timeline;
         let leader = Leader { name: world.me.name().clone(), epoch: epoch_of(timeline), timeline };
         let cluster = record(Some(identifier.clone()), leader.epoch, Phase::Led { leader });
         return Decision::step(Role::Bootstrapping, Why::Adopting, change(cluster, 0, true));
@@ -27,8 +34,6 @@ pub(super) fn create(world: &World) -> Decision {
     let others_have_data = world.peers.values().any(|peer| {
         peer.beat.as_ref().is_some_and(|beat| beat.server.position.is_some() || beat.server.role == "primary")
     });
-    // Those who have data must have had the time to say so.
-    let heard_out = world.now.since(world.me.started) >= world.settings.failure_timeout;
     if !matches!(db.server, Server::Absent) || !world.me.may_bootstrap || others_have_data || !heard_out {
         return with_record(world, None, waiting).waking(look_again);
     }
@@ -59,24 +64,46 @@ pub(super) fn proceed(world: &World, cluster: &Stored<Cluster>, by: &NodeName, d
             None => decision,
         };
     }
-    match (&db.server, &db.system_identifier) {
-        (Server::Absent, _) => Decision::step(role, Why::Bootstrapping, Step::Initialise),
-        (Server::Primary(primary), Some(identifier)) => {
+    match (&db.server, &db.system_identifier, primary_end(&db.server)) {
+        (Server::Primary(_) | Server::Orphans { .. } | Server::Stuck { .. }, ..) if db.half_built => {
+            stop(world, db, role, Why::Bootstrapping, StopMode::Fast)
+        }
+        (Server::Absent, ..) => Decision::step(role, Why::Bootstrapping, Step::Initialise),
+        (Server::Stopped(_), ..) if db.half_built => {
+            Decision::step(role, Why::Bootstrapping, Step::Initialise)
+        }
+        // Led before it is started: a server that ended between its first start and here is the leader's care.
+        (_, Some(identifier), Some(end)) => {
             let epoch = cluster.value.epoch;
-            let leader = Leader { name: by.clone(), epoch, timeline: primary.timeline };
+            let leader = Leader { name: by.clone(), epoch, timeline: end.timeline };
             let led = record(Some(identifier.clone()), epoch, Phase::Led { leader });
             Decision::step(role, Why::Bootstrapping, change(led, cluster.revision, true))
         }
-        _ => Decision::rest(role, Why::Starting),
+        _ => Decision::rest(role, Why::Starting).waking(world.now + world.settings.failure_timeout),
     }
 }
 
-fn primary_timeline(server: &Server) -> Option<Timeline> {
+/// Where the WAL of a primary, running or stopped, ends as far as is known.
+fn primary_end(server: &Server) -> Option<Position> {
     match server {
-        Server::Primary(primary) => Some(primary.timeline),
-        Server::Stopped(stopped) if stopped.primary => Some(stopped.checkpoint.timeline),
+        Server::Primary(primary) => Some(Position { timeline: primary.timeline, lsn: primary.flushed }),
+        Server::Stopped(stopped) if stopped.primary => Some(stopped.checkpoint),
         _ => None,
     }
+}
+
+/// Another member has a later history than the primary here: a deposed leader's directory must not become
+/// the cluster's because its agent came first.
+fn another_is_newer(world: &World, server: &Server, end: Position) -> bool {
+    let running = matches!(server, Server::Primary(_));
+    world.peers.iter().any(|(name, peer)| {
+        let theirs = peer.beat.as_ref().and_then(|beat| beat.server.position);
+        theirs.is_some_and(|theirs| {
+            // A follower may be seen a moment later than the primary here, so on one timeline it proves nothing.
+            theirs.timeline > end.timeline
+                || (!running && (theirs > end || (theirs == end && name < world.me.name())))
+        })
+    })
 }
 
 fn epoch_of(timeline: Timeline) -> Epoch {
