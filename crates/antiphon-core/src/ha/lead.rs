@@ -142,9 +142,17 @@ fn serve(
     if world.me.restart_requested {
         return Decision::step(role, Why::Restarting, Step::Stop { mode: StopMode::Fast });
     }
-    if let Some(handing_over) = switchover::prepare(world, cluster, leader, primary) {
-        return handing_over;
-    }
+    let decision = match switchover::prepare(world, cluster, leader, db, primary) {
+        Some(mut next) => {
+            let waits = next.steps.is_empty();
+            next.steps.splice(..0, decision.steps);
+            if !waits {
+                return next;
+            }
+            next
+        }
+        None => decision,
+    };
     let decision = with_sync(world, cluster, db, primary, decision);
     slots::with_slots(world, db, decision)
 }

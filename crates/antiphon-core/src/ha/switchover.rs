@@ -10,7 +10,7 @@ use super::decide::Decision;
 use super::role::Role;
 use super::step::Step;
 use super::why::Why;
-use super::world::{PrimaryServer, Stored, World};
+use super::world::{Database, PrimaryServer, Stored, Task, World};
 use crate::NodeName;
 
 /// How far behind the candidate may be when writes are stopped, in bytes.
@@ -23,11 +23,13 @@ pub(super) fn prepare(
     world: &World,
     cluster: &Stored<Cluster>,
     leader: &Leader,
+    db: &Database,
     primary: &PrimaryServer,
 ) -> Option<Decision> {
     let request = world.store.request.as_ref()?;
     let role = Role::Leader { epoch: leader.epoch };
-    let to = match candidate(world, leader, &request.value, primary) {
+    let able = candidate(world, leader, &request.value, primary);
+    let to = match able.and_then(|to| checkpoint_failed(world, db).map_or(Ok(to), Err)) {
         Ok(to) => to,
         Err(reason) => {
             let step = Step::DropRequest { revision: request.revision };
@@ -57,6 +59,13 @@ pub(super) fn prepare(
         consume_request: Some(request.revision),
     };
     Some(Decision::step(role, why, step))
+}
+
+/// What was said if the checkpoint for this hand-over failed: a shutdown would fail on it, too.
+fn checkpoint_failed(world: &World, db: &Database) -> Option<String> {
+    let failed = db.failed.as_ref().filter(|failed| failed.task == Task::Checkpoint)?;
+    let lately = world.now.since(failed.at) <= CHECKPOINT_AGE_MAX;
+    lately.then(|| format!("the checkpoint before it failed: {}", failed.error))
 }
 
 /// Who shall lead next, or why nobody can.
