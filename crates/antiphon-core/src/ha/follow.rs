@@ -15,6 +15,7 @@ use super::slots;
 use super::step::Step;
 use super::why::Why;
 use super::world::{Database, Server, StandbyServer, StopMode, Stopped, Task, World};
+use crate::Instant;
 
 /// Another member leads.
 pub(super) fn follow(world: &World, leader: &Leader, db: &Database) -> Decision {
@@ -30,7 +31,7 @@ pub(super) fn follow(world: &World, leader: &Leader, db: &Database) -> Decision 
         Server::Stuck { why, .. } => {
             return stop(world, db, rejoining, Why::CannotServe { why: why.clone() }, StopMode::Immediate);
         }
-        Server::Starting { .. } => Decision::rest(rejoining, Why::Starting),
+        Server::Starting { since } => await_start(world, leader, *since),
         Server::Refused { .. } => Decision::rest(Role::Waiting, Why::WaitingForBootstrap),
         Server::Standby(_) | Server::Stopped(_) | Server::Absent => act(world, leader, db),
     };
@@ -47,12 +48,9 @@ fn act(world: &World, leader: &Leader, db: &Database) -> Decision {
         let decision = Decision::rest(role, why);
         return at.map_or(decision.clone(), |at| decision.waking(at));
     }
-    let leading = world.store.member(&leader.name);
-    let serving = leading.and_then(|m| m.serving.as_ref()).filter(|serving| serving.epoch == leader.epoch);
-    let address = leading.and_then(|m| m.server_address.as_ref());
-    let (Some(serving), Some(address)) = (serving, address) else { return wait_for(world, leader, db) };
+    let Some((serving, address)) = in_office(world, leader) else { return wait_for(world, leader, db) };
     if db.half_built || db.server == Server::Absent || world.me.reinitialise_requested {
-        let address = cascade::clone_source(world).unwrap_or_else(|| address.clone());
+        let address = cascade::clone_source(world).unwrap_or_else(|| address.to_owned());
         let keep_old = db.half_built;
         return Decision::step(Role::Rejoining, Why::Cloning, Step::Clone { address, keep_old });
     }
@@ -63,7 +61,7 @@ fn act(world: &World, leader: &Leader, db: &Database) -> Decision {
         return Decision::rest(Role::Waiting, Why::Paused);
     }
     match &db.server {
-        Server::Stopped(stopped) => return from_rest(world, serving, address, db, stopped),
+        Server::Stopped(stopped) => from_rest(world, leader, serving, address, db, stopped),
         Server::Standby(standby) => attach(world, leader, serving, address, db, standby),
         _ => unreachable!("follow() passes on only what is stopped, absent or in recovery"),
     }
@@ -84,13 +82,43 @@ fn wait_for(world: &World, leader: &Leader, db: &Database) -> Decision {
 }
 
 /// The server does not run: start it in recovery, rewound if its history needs it.
-fn from_rest(world: &World, serving: &Serving, address: &str, db: &Database, stopped: &Stopped) -> Decision {
+fn from_rest(
+    world: &World,
+    leader: &Leader,
+    serving: &Serving,
+    address: &str,
+    db: &Database,
+    stopped: &Stopped,
+) -> Decision {
     let diverged = stopped.primary
         && (!stopped.clean || rejoin::fork_of_checkpoint(serving, stopped.checkpoint) == Fork::Diverged);
     if diverged {
         return rewind(world, address, db);
     }
-    Decision::step(Role::Rejoining, Why::Starting, Step::StartStandby { upstream: None })
+    // A restored directory shares the leader's history by construction, and answers nobody before it has
+    // streamed; any other is compared with the leader's before it attaches.
+    let upstream = stopped.restored.then(|| cascade::upstream(world, leader, address));
+    Decision::step(Role::Rejoining, Why::Starting, Step::StartStandby { upstream })
+}
+
+/// The server starts. One that was restored and then interrupted cannot answer before it streams.
+fn await_start(world: &World, leader: &Leader, since: Instant) -> Decision {
+    let decision = Decision::rest(Role::Rejoining, Why::Starting);
+    let Some((_, address)) = in_office(world, leader) else { return decision };
+    let at = since + world.settings.failure_timeout * 5;
+    if world.now < at {
+        return decision.waking(at);
+    }
+    let (upstream, address) = cascade::upstream(world, leader, address);
+    let step = Step::Follow { upstream, address };
+    Decision::step(Role::Rejoining, Why::Starting, step).waking(world.now + world.settings.failure_timeout)
+}
+
+/// What the leader serves in this term and its server's address, once it says so.
+fn in_office<'a>(world: &'a World, leader: &Leader) -> Option<(&'a Serving, &'a str)> {
+    let leading = world.store.member(&leader.name)?;
+    let serving = leading.serving.as_ref().filter(|serving| serving.epoch == leader.epoch)?;
+    Some((serving, leading.server_address.as_deref()?))
 }
 
 fn rewind(world: &World, address: &str, db: &Database) -> Decision {

@@ -135,9 +135,11 @@ pub fn target(world: &World, cluster: &Cluster, primary: &PrimaryServer) -> Prom
         Promise::Quorum(set) if held >= set.k => world.settings.ttl,
         _ => world.settings.sync_timeout.unwrap_or(world.settings.failure_timeout),
     };
+    // A leader that has just been elected cannot have seen anyone stream from it yet.
+    let elected = world.store.phase_since + world.settings.failure_timeout * 2;
     let kept = |name: &NodeName| {
-        stored.contains(name)
-            && primary.last_streaming.get(name).is_some_and(|at| world.now.since(*at) < patience)
+        let seen = primary.last_streaming.get(name).copied().unwrap_or_default().max(elected);
+        stored.contains(name) && world.now.since(seen) < patience
     };
     let waited_too_long = world
         .settings

@@ -324,6 +324,8 @@ pub struct Stopped {
     pub clean: bool,
     /// Its control file says that it was a primary.
     pub primary: bool,
+    /// It was just cloned or rewound: it answers only after it has received what its source had by then.
+    pub restored: bool,
     /// Where the latest checkpoint is; after a clean shutdown nothing follows it.
     pub checkpoint: Position,
 }

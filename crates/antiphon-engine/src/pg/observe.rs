@@ -37,7 +37,7 @@ pub(super) struct Memory {
     last: Option<Server>,
     unanswered: Option<(Instant, String)>,
     /// The highest timeline in a standby's `pg_wal`, and when that was seen.
-    timeline: Option<(Timeline, Instant)>,
+    timeline: Option<SeenTimeline>,
     was_receiving: bool,
     history: Option<(Timeline, Vec<Position>)>,
     waiting: BTreeMap<(i64, String), Instant>,
@@ -49,12 +49,15 @@ pub(super) struct Memory {
     complained: bool,
 }
 
-impl Memory {
-    /// The next look reads the standby's timeline anew.
-    pub(super) fn forget_timeline(&mut self) {
-        self.timeline = None;
-    }
+#[derive(Clone, Copy)]
+struct SeenTimeline {
+    timeline: Timeline,
+    at: Instant,
+    /// The receiver was known to be off before.
+    surely_off: bool,
+}
 
+impl Memory {
     /// The next look reads the slots anew.
     pub(super) fn forget_slots(&mut self) {
         self.seldom = None;
@@ -179,6 +182,7 @@ impl Inner {
                     crash: self.process.crash(),
                     clean: control.clean && !backup,
                     primary: control.primary && !backup,
+                    restored: *backup,
                     checkpoint: control.checkpoint,
                 })
             }
