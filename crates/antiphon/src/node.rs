@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::agent::assemble::{self, Assembled};
 use crate::agent::command::Command;
 use crate::agent::view::View;
+use crate::api;
 
 use crate::config::{self, LogConfig, LogFormat, LogLevel, NodeConfig, StoreConfig};
 
@@ -150,7 +151,16 @@ fn serve(file: &Path, config: &NodeConfig) -> anyhow::Result<()> {
         let Some(first) = first else { unreachable!("waited for a view") };
         let shown = follow(view, first);
 
-        let serving = tokio::spawn(async move { drop(listener) });
+        let access = api::Access {
+            login: config.restapi.authentication.clone(),
+            allowlist: config.restapi.allowlist.clone(),
+            include_members: config.restapi.allowlist_include_members,
+        };
+        let api = api::Api::new(shown.clone(), commands.clone(), store.clone(), access, config.dynamic_commands());
+        let (api_stop, api_stopped) = oneshot::channel::<()>();
+        let serving = tokio::spawn(api::serve(listener, api, async move {
+            let _ = api_stopped.await;
+        }));
         notify("READY=1");
         tracing::info!(scope = %config.scope, name = %config.name, api = %listen, "running");
         let result = tokio::select! {
@@ -166,7 +176,9 @@ fn serve(file: &Path, config: &NodeConfig) -> anyhow::Result<()> {
                 }
             }
         };
-        serving.abort();
+        drop(api_stop);
+        // Answers that are being written get a moment to be read.
+        let _ = tokio::time::timeout(Duration::from_secs(1), serving).await;
         result
     })
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use antiphon_core::NodeName;
+use antiphon_core::settings::DynamicCommands;
 use serde_json::Value;
 
 use super::address::{Address, Listen};
@@ -40,6 +41,16 @@ pub struct NodeConfig {
     pub tags: Tags,
     /// Remarks to log once at the start.
     pub warnings: Vec<Problem>,
+}
+
+impl NodeConfig {
+    /// What this node's file says of cluster-wide settings that run commands here.
+    pub fn dynamic_commands(&self) -> DynamicCommands {
+        match &self.postgresql {
+            Some(pg) if pg.allow_dynamic_commands => DynamicCommands::Allowed,
+            Some(_) | None => DynamicCommands::Refused,
+        }
+    }
 }
 
 /// Logging.
