@@ -63,6 +63,7 @@ impl Scene {
     pub async fn play(self, cluster: &mut Cluster, load: &Load) -> anyhow::Result<Outcome> {
         let leader = cluster.leader().await.context("no member leads")?;
         let before = cluster.nodes[leader].name.clone();
+        let term = term(cluster).await.context("no member knows the term")?;
         let began = Instant::now();
         match self {
             Self::KillServer => cluster.kill_server(leader)?,
@@ -78,6 +79,7 @@ impl Scene {
             }
             Self::Switchover => switchover(cluster, leader).await?,
         }
+        next_term(cluster, term, WHOLE_WITHIN).await?;
         cluster.wait_whole(WHOLE_WITHIN).await?;
         let whole = began.elapsed();
         let after = cluster.leader().await.map_or_else(|| "nobody".to_owned(), |i| cluster.nodes[i].name.clone());
@@ -100,6 +102,29 @@ async fn successor(cluster: &Cluster, gone: usize, limit: Duration) -> anyhow::R
         }
     }
     anyhow::bail!("nobody took over from {} within {limit:?}", cluster.nodes[gone].name)
+}
+
+/// The newest term that any member knows.
+async fn term(cluster: &Cluster) -> Option<u64> {
+    let mut newest = None;
+    for index in 0..cluster.nodes.len() {
+        if let Ok(seen) = cluster.get(index, "/cluster").await {
+            newest = newest.max(seen["epoch"].as_u64());
+        }
+    }
+    newest
+}
+
+/// Waits until a term after `old` has begun: before, a member may still believe in the old leader.
+async fn next_term(cluster: &Cluster, old: u64, limit: Duration) -> anyhow::Result<()> {
+    let started = Instant::now();
+    while started.elapsed() < limit {
+        if term(cluster).await.is_some_and(|term| term > old) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    anyhow::bail!("no election was opened within {limit:?}")
 }
 
 /// Asks the leader to hand over, as `antiphon switchover` does.
