@@ -165,11 +165,13 @@ async fn run_once(
     }
     let errors = writers.errors() - errors_before;
     let acks = writers.stop().await;
+    let outage = client::longest_gap(&acks, at);
     heal(system, net, event, from).await?;
     happened?;
-    let to = whole(system).await?;
+    let to =
+        whole(system).await.with_context(|| format!("after {outage:?} without writes from {from} on"))?;
     let lost = client::lost(&systems::direct(to)?, &acks).await?;
-    Ok(Measured { outage: client::longest_gap(&acks, at), acked: acks.len(), lost, errors, from, to })
+    Ok(Measured { outage, acked: acks.len(), lost, errors, from, to })
 }
 
 /// Whether acknowledgements have come steadily since then.

@@ -135,13 +135,13 @@ impl Summary {
 /// The table: median, worst, lost, and how often Antiphon's median each peer's is.
 pub(crate) fn table(outcomes: &[Outcome]) -> String {
     let mut rows = BTreeMap::new();
-    for (index, outcome) in outcomes.iter().enumerate() {
-        rows.entry((outcome.event.words(), outcome.system.as_str())).or_insert((index, outcome.event));
+    for outcome in outcomes {
+        rows.insert((outcome.event.words(), outcome.system.as_str()), outcome.event);
     }
     let mut text = String::new();
     let head = ["event", "system", "runs", "median", "worst", "ratio", "lost", "failed"];
     line(&mut text, &head.map(String::from));
-    for ((words, system), (_, event)) in rows {
+    for ((words, system), event) in rows {
         let own = Summary::of(outcomes, Choice::Antiphon.name(), event).median();
         let summary = Summary::of(outcomes, system, event);
         let ratio = match (summary.median(), own) {

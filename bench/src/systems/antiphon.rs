@@ -11,7 +11,7 @@ use tokio::process::Child;
 
 use super::{POSTGRES_PORT, Place, REST_PORT, SCOPE, System, postgresql_section, request};
 use crate::net::Node;
-use crate::process::{kill_and_reap, server_folder, start};
+use crate::process::{kill_and_reap, start};
 
 const RAFT_PORT: u16 = 2222;
 const SWITCHOVER_LIMIT: Duration = Duration::from_secs(120);
@@ -45,7 +45,8 @@ impl Antiphon {
             partners.map(|other| format!("'{}:{RAFT_PORT}'", other.address())).collect();
         format!(
             "scope: {SCOPE}\nname: {node}\n\
-             restapi:\n  listen: {address}:{REST_PORT}\n  connect_address: {address}:{REST_PORT}\n\
+             restapi:\n  listen: {address}:{REST_PORT}\n  connect_address: {address}:{REST_PORT}\n  \
+             authentication: {{username: bench, password: bench}}\n\
              raft:\n  self_addr: '{address}:{RAFT_PORT}'\n  bind_addr: '{address}:{RAFT_PORT}'\n  \
              partner_addrs: [{partners}]\n  data_dir: {folder}/raft\n  password: bench\n\
              bootstrap:\n  dcs:\n    synchronous_mode: quorum\n    postgresql:\n      use_pg_rewind: true\n  \
@@ -67,11 +68,7 @@ impl System for Antiphon {
         std::fs::copy(&self.program, self.copy_of_program())
             .with_context(|| format!("could not copy {}", self.program.display()))?;
         for node in Node::ALL {
-            let folder = self.place.of(node);
-            if folder.exists() {
-                std::fs::remove_dir_all(&folder).context("could not remove an earlier node's folder")?;
-            }
-            server_folder(&folder)?;
+            self.place.fresh(node)?;
             std::fs::write(self.file(node), self.settings(node))?;
             self.start_node(node).await?;
         }

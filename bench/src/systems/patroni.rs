@@ -7,13 +7,12 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
 use async_trait::async_trait;
 use tokio::process::{Child, Command};
 
 use super::{POSTGRES_PORT, Place, REST_PORT, SCOPE, System, postgresql_section};
 use crate::net::Node;
-use crate::process::{kill_and_reap, run, server_folder, start};
+use crate::process::{kill_and_reap, run, start};
 
 const PROXY_PORT: u16 = 5000;
 const SWITCHOVER_LIMIT: Duration = Duration::from_secs(120);
@@ -113,11 +112,7 @@ impl System for Patroni {
 
     async fn start(&mut self) -> anyhow::Result<()> {
         for node in Node::ALL {
-            let folder = self.place.of(node);
-            if folder.exists() {
-                std::fs::remove_dir_all(&folder).context("could not remove an earlier node's folder")?;
-            }
-            server_folder(&folder)?;
+            self.place.fresh(node)?;
             std::fs::write(self.file(node), self.settings(node))?;
             self.start_etcd(node)?;
         }
