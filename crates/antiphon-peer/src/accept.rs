@@ -93,7 +93,8 @@ async fn welcome(
 async fn listen(stream: TcpStream, mut seal: Seal, from: String, door: Arc<Door>, shared: Arc<Shared>) {
     let mut stream = BufReader::new(stream);
     loop {
-        let (channel, body) = match timeout(SILENCE_TIME_MAX, wire::read_frame(&mut stream, &mut seal)).await {
+        let (channel, body) = match timeout(SILENCE_TIME_MAX, wire::read_frame(&mut stream, &mut seal)).await
+        {
             Ok(Ok(frame)) => frame,
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
                 return door.refuse(&from, &format!("it sent {error}"));

@@ -91,7 +91,8 @@ where
     let peer = parse_hello(&theirs).map_err(|why| HandshakeError::Refused(why.to_owned()))?;
     check_cluster(own, &peer).map_err(HandshakeError::Refused)?;
     if peer.address != expected_address {
-        let why = format!("the member there advertises the address {:?}; correct one of the two", peer.address);
+        let why =
+            format!("the member there advertises the address {:?}; correct one of the two", peer.address);
         return Err(HandshakeError::Refused(why));
     }
     let transcript = transcript(&ours, &theirs);

@@ -4,7 +4,7 @@
 //! default), etcd v3 (for those who run it) and memory (for tests). Everything that must be decided once in
 //! a cluster goes through [`Store::commit`]; everything else is derived from what it returned.
 
-
+mod etcd;
 mod memory;
 mod raft;
 mod space;
@@ -17,11 +17,9 @@ use async_trait::async_trait;
 use thiserror::Error;
 use tokio::sync::watch;
 
-
+pub use crate::etcd::{EtcdSettings, EtcdStore};
 pub use crate::memory::MemoryStore;
-pub use crate::raft::{
-    DiskError, RaftError, RaftMember, RaftSettings, RaftStatus, RaftStore, RaftTimings,
-};
+pub use crate::raft::{DiskError, RaftError, RaftMember, RaftSettings, RaftStatus, RaftStore, RaftTimings};
 
 /// What a transaction expects of a key before anything is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -65,7 +65,9 @@ pub(crate) fn check(transaction: &Transaction) -> Result<(), StoreError> {
     }
     if let Some((key, value)) = puts.iter().find(|(_, value)| value.len() > VALUE_BYTES_MAX) {
         let bytes = value.len();
-        return refuse(format!("the value of {key:?} has {bytes} bytes; at most {VALUE_BYTES_MAX} are allowed"));
+        return refuse(format!(
+            "the value of {key:?} has {bytes} bytes; at most {VALUE_BYTES_MAX} are allowed"
+        ));
     }
     let bytes: usize = puts.iter().map(|(key, value)| key.len() + value.len()).sum();
     if bytes > TRANSACTION_BYTES_MAX {
@@ -116,6 +118,7 @@ fn bytes_after(space: &Snapshot, transaction: &Transaction) -> usize {
         transaction.deletes.contains(key) || transaction.puts.iter().any(|(put, _)| put == key)
     };
     let cost = |key: &String, value: &String| key.len() + value.len() + ENTRY_BYTES;
-    let stay = space.entries.iter().filter(|(key, _)| !goes(key)).map(|(key, stored)| cost(key, &stored.value));
+    let stay =
+        space.entries.iter().filter(|(key, _)| !goes(key)).map(|(key, stored)| cost(key, &stored.value));
     stay.chain(transaction.puts.iter().map(|(key, value)| cost(key, value))).sum()
 }

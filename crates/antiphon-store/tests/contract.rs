@@ -5,11 +5,13 @@
 
 mod support;
 
+use std::process::{Child, Command};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use antiphon_store::{
-    Expect, MemoryStore, OPERATIONS_MAX, Snapshot, Store, StoreError, TRANSACTION_BYTES_MAX, Transaction,
-    VALUE_BYTES_MAX,
+    EtcdSettings, EtcdStore, Expect, MemoryStore, OPERATIONS_MAX, Snapshot, Store, StoreError,
+    TRANSACTION_BYTES_MAX, Transaction, VALUE_BYTES_MAX,
 };
 use support::{PATIENCE, TempDir, put};
 
@@ -33,6 +35,124 @@ async fn raft_of_three_keeps_the_contract() {
     let dir = TempDir::new();
     let members = support::cluster(&dir, 3).await;
     contract(members.iter().map(|member| Arc::new(member.store.clone()) as Arc<dyn Store>).collect()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_etcd_keeps_the_contract() {
+    let etcd = Etcd::start();
+    let stores: Stores = (0..2).map(|_| Arc::new(etcd.store("one")) as Arc<dyn Store>).collect();
+    wait_reachable(&*stores[0]).await;
+    contract(stores).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_that_restarts_is_found_again_and_other_scopes_do_not_show() {
+    let mut etcd = Etcd::start();
+    let (store, other) = (etcd.store("one"), etcd.store("two"));
+    wait_reachable(&store).await;
+    let revision = store.commit(put("kept", "yes")).await.unwrap();
+    other.commit(put("other", "scope")).await.unwrap();
+    etcd.stop();
+    let gone = store.commit(put("kept", "no")).await;
+    assert!(matches!(gone, Err(StoreError::Unavailable(_) | StoreError::Timeout(_))), "{gone:?}");
+    etcd.run();
+    wait_reachable(&store).await;
+    let seen = store.read().await.unwrap();
+    assert_eq!(seen.entries.keys().collect::<Vec<_>>(), ["kept"]);
+    assert_eq!(seen.entries["kept"].revision, revision);
+    // The watch is back as well: it shows what another client writes.
+    let mut watch = store.watch();
+    etcd.store("one").commit(put("pushed", "again")).await.unwrap();
+    let pushed = watch.wait_for(|seen| value(seen, "pushed").is_some());
+    tokio::time::timeout(PATIENCE, pushed).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_etcd_with_tls_is_refused_with_a_clear_message() {
+    let settings =
+        EtcdSettings { endpoints: vec!["https://127.0.0.1:2379".to_owned()], ..etcd_settings("one") };
+    let refused = EtcdStore::start(&settings).err().unwrap();
+    assert!(refused.to_string().contains("TLS"), "{refused}");
+}
+
+fn etcd_settings(scope: &str) -> EtcdSettings {
+    EtcdSettings {
+        endpoints: Vec::new(),
+        namespace: "service".to_owned(),
+        scope: scope.to_owned(),
+        user: None,
+        call_limit: Duration::from_secs(10),
+    }
+}
+
+/// A real etcd in a directory of its own; stopped when dropped.
+struct Etcd {
+    dir: TempDir,
+    client: String,
+    peer: String,
+    process: Option<Child>,
+}
+
+impl Etcd {
+    fn start() -> Self {
+        let urls = support::free_addresses(2).into_iter().map(|address| format!("http://{address}"));
+        let urls: Vec<String> = urls.collect();
+        let mut etcd =
+            Self { dir: TempDir::new(), client: urls[0].clone(), peer: urls[1].clone(), process: None };
+        etcd.run();
+        etcd
+    }
+
+    fn run(&mut self) {
+        let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
+        let started = Command::new("etcd")
+            .arg("--data-dir")
+            .arg(self.dir.path().join("data"))
+            .args([
+                "--name",
+                "one",
+                "--listen-client-urls",
+                &self.client,
+                "--advertise-client-urls",
+                &self.client,
+            ])
+            .args(["--listen-peer-urls", &self.peer, "--initial-advertise-peer-urls", &self.peer])
+            .args(["--initial-cluster", &format!("one={}", self.peer)])
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn();
+        match started {
+            Ok(process) => self.process = Some(process),
+            Err(error) => panic!("could not run etcd ({error}); install it: apt install etcd-server"),
+        }
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    fn store(&self, scope: &str) -> EtcdStore {
+        // An endpoint that refuses comes first: the next one must serve.
+        let endpoints = vec!["http://127.0.0.1:1".to_owned(), self.client.clone()];
+        EtcdStore::start(&EtcdSettings { endpoints, ..etcd_settings(scope) }).unwrap()
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+async fn wait_reachable(store: &dyn Store) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = store.read().await {
+        assert!(Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn contract(stores: Stores) {

@@ -32,9 +32,11 @@ async fn values_survive_a_restart_of_all_members() {
         let members = support::cluster(&dir, count).await;
         let all = addresses(&members);
         let revision = members[0].store.commit(put("kept", "yes")).await.unwrap();
-        let paths: Vec<_> = members.iter().map(|member| (member.dir.clone(), member.address.clone())).collect();
+        let paths: Vec<_> =
+            members.iter().map(|member| (member.dir.clone(), member.address.clone())).collect();
         drop(members);
-        let members: Vec<Member> = paths.iter().map(|(dir, address)| start(dir, address, &all, false)).collect();
+        let members: Vec<Member> =
+            paths.iter().map(|(dir, address)| start(dir, address, &all, false)).collect();
         wait_leader(&members).await;
         for member in &members {
             assert_eq!(value(member, "kept").await.as_deref(), Some("yes"));

@@ -123,7 +123,11 @@ fn new_identity(dir: &Path, address: &str) -> Result<Written, DiskError> {
     for name in ["log", "snapshot"] {
         let path = dir.join(name);
         if path.exists() {
-            return Err(DiskError::corrupt(&dir.join("identity"), 0, format!("it is missing beside `{name}`")));
+            return Err(DiskError::corrupt(
+                &dir.join("identity"),
+                0,
+                format!("it is missing beside `{name}`"),
+            ));
         }
     }
     let mut random = [0; 8];

@@ -98,7 +98,11 @@ impl Members {
             return None;
         }
         let present = |address: &String| {
-            if *address == self.own { Some(own_id) } else { self.seen.get(address).map(|(_, seen)| seen.node) }
+            if *address == self.own {
+                Some(own_id)
+            } else {
+                self.seen.get(address).map(|(_, seen)| seen.node)
+            }
         };
         let first = self.configured.iter().find(|address| present(address).is_some())?;
         let rank = self.configured.iter().take_while(|address| **address != self.own).count() as u64;
@@ -184,10 +188,8 @@ impl Node {
                 continue;
             }
             info!(%address, "a member came back without its state; giving it a new vote for the old one");
-            let changes = vec![
-                single(ConfChangeType::RemoveNode, old),
-                single(ConfChangeType::AddLearnerNode, node),
-            ];
+            let changes =
+                vec![single(ConfChangeType::RemoveNode, old), single(ConfChangeType::AddLearnerNode, node)];
             return self.propose_change(changes, Some(Coming { node, address }));
         }
     }
@@ -314,7 +316,8 @@ fn single(kind: ConfChangeType, node: u64) -> ConfChangeSingle {
 }
 
 fn found(members: &BTreeMap<u64, String>) -> Found {
-    let named = members.iter().flat_map(|(id, address)| [id.to_be_bytes().to_vec(), address.as_bytes().to_vec()]);
+    let named =
+        members.iter().flat_map(|(id, address)| [id.to_be_bytes().to_vec(), address.as_bytes().to_vec()]);
     let named: Vec<Vec<u8>> = named.collect();
     let parts: Vec<&[u8]> = named.iter().map(Vec::as_slice).collect();
     let cluster = hash(&parts);

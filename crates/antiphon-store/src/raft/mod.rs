@@ -186,8 +186,7 @@ impl Drop for Thread {
 impl RaftStore {
     /// Opens the member's directory and starts it. Returns before the cluster has a leader.
     pub fn start(settings: RaftSettings) -> Result<Self, RaftError> {
-        let windows =
-            Windows { space: watch::Sender::new(Arc::default()), status: watch::Sender::default() };
+        let windows = Windows { space: watch::Sender::new(Arc::default()), status: watch::Sender::default() };
         let (space, status) = (windows.space.subscribe(), windows.status.subscribe());
         let node = Node::open(&settings, windows)?;
         let RaftSettings { peers, inbox, timings, .. } = settings;
@@ -225,7 +224,8 @@ impl RaftStore {
     /// Takes the member at `address` out of the cluster and returns once it is out. Ask another member than
     /// the one to be removed: that one need not learn of it. To let it in again, remove its directory first.
     pub async fn remove_member(&self, address: &str) -> Result<(), StoreError> {
-        self.ask(self.timings.change_limit, |reply| Call::Change(Wish::Remove(address.to_owned()), reply)).await
+        self.ask(self.timings.change_limit, |reply| Call::Change(Wish::Remove(address.to_owned()), reply))
+            .await
     }
 
     /// Everyone in the cluster, as this member knows.

@@ -114,7 +114,8 @@ impl Node {
         self.raw.tick();
         let RaftTimings { call_limit, change_limit, .. } = self.timings;
         self.calls.expire(self.now, call_limit, change_limit);
-        let lost: Vec<u64> = self.snapshots_sent.extract_if(.., |_, at| *at <= self.now).map(|(to, _)| to).collect();
+        let lost: Vec<u64> =
+            self.snapshots_sent.extract_if(.., |_, at| *at <= self.now).map(|(to, _)| to).collect();
         for to in lost {
             // Ignored by Raft if the snapshot was acknowledged meanwhile.
             self.raw.report_snapshot(to, SnapshotStatus::Failure);
@@ -164,7 +165,8 @@ impl Node {
             // Written before the first answer: a member speaks in one cluster for ever.
             self.raw.mut_store().join_cluster(cluster)?;
         } else if own != cluster {
-            self.members.warn_once(from, "it belongs to another cluster; remove the directory of one of the two");
+            self.members
+                .warn_once(from, "it belongs to another cluster; remove the directory of one of the two");
             return Ok(false);
         }
         Ok(!self.is_strangers_vote(message))
@@ -410,8 +412,10 @@ impl Node {
         let machine = &self.raw.store().machine;
         self.windows.space.send_replace(Arc::clone(&machine.space));
         let requests: Vec<u64> = self.calls.commits.keys().copied().collect();
-        let done: Vec<_> =
-            requests.iter().filter_map(|request| Some((*request, machine.outcome(self.id, *request)?))).collect();
+        let done: Vec<_> = requests
+            .iter()
+            .filter_map(|request| Some((*request, machine.outcome(self.id, *request)?)))
+            .collect();
         for (request, applied) in done {
             self.calls.resolve(request, applied);
         }

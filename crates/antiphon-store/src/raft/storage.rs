@@ -89,7 +89,11 @@ impl Storage {
                 let first = entries.front().map_or(entry.index, |first| first.index);
                 let next = first + entries.len() as u64;
                 if entry.index < first || entry.index > next {
-                    return Err(DiskError::corrupt(path, 0, format!("entry {} is out of order", entry.index)));
+                    return Err(DiskError::corrupt(
+                        path,
+                        0,
+                        format!("entry {} is out of order", entry.index),
+                    ));
                 }
                 entries.truncate(usize::try_from(entry.index - first).unwrap_or(usize::MAX));
                 entries.push_back(entry);
@@ -387,3 +391,6 @@ impl ::raft::Storage for Storage {
         Ok(snapshot)
     }
 }
+
+#[cfg(test)]
+mod tests;
