@@ -65,7 +65,10 @@ pub(super) fn proceed(world: &World, cluster: &Stored<Cluster>, by: &NodeName, d
         };
     }
     match (&db.server, &db.system_identifier, primary_end(&db.server)) {
-        (Server::Primary(_) | Server::Orphans { .. } | Server::Stuck { .. }, ..) if db.half_built => {
+        (Server::Orphans { .. } | Server::Stuck { .. }, ..) => {
+            stop(world, db, role, Why::Bootstrapping, StopMode::Kill)
+        }
+        (Server::Primary(_), ..) if db.half_built => {
             stop(world, db, role, Why::Bootstrapping, StopMode::Fast)
         }
         (Server::Absent, ..) => Decision::step(role, Why::Bootstrapping, Step::Initialise),

@@ -47,6 +47,10 @@ pub(super) fn as_last_leader(
                 }
             }
         },
+        // In an ordered stop the main process may end before the last of its children.
+        Server::Orphans { .. } if matches!(db.task, Some((Task::Stop(_), _))) => {
+            demoting(Why::ClearingOrphans, StopMode::Fast)
+        }
         Server::Orphans { how } => demoting(Why::ServerDied { how: how.clone() }, StopMode::Kill),
         Server::Stuck { why, .. } => demoting(Why::CannotServe { why: why.clone() }, StopMode::Kill),
         Server::Stopped(stopped) if stopped.primary && !db.half_built => {

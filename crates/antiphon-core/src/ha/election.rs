@@ -44,6 +44,9 @@ pub fn win(world: &World, cluster: &Cluster, cause: &Cause, last: &Leader) -> Re
     }
     let floor = floor(world, cluster, last, &reports)?;
     let wanted = wanted(cause);
+    if let Some(name) = wanted.filter(|name| reports_soon(world, name, &reports)) {
+        return Err(Why::AnotherIsBetter { name: name.clone() });
+    }
     let mut able: Vec<&Report<'_>> =
         reports.iter().filter(|r| r.alive && r.may_lead && r.position >= floor).collect();
     able.sort_by_key(|r| Reverse((wanted == Some(r.name), r.position, r.priority, Reverse(r.name))));
@@ -72,6 +75,12 @@ fn turn_has_come(world: &World, cause: &Cause, rank: usize) -> bool {
     let each = world.settings.failure_timeout * 3;
     let turn = asked_for + each * u32::try_from(rank).unwrap_or(u32::MAX).min(TURNS_MAX);
     world.now.since(world.store.phase_since) >= turn
+}
+
+/// Whether the candidate that was asked for is there and has only not reported yet.
+fn reports_soon(world: &World, name: &NodeName, reports: &[Report<'_>]) -> bool {
+    let young = world.now.since(world.store.phase_since) < world.settings.failure_timeout * 3;
+    young && alive(world, name) && !reports.iter().any(|report| report.name == name)
 }
 
 /// Members that are waited for one after the other.

@@ -159,10 +159,9 @@ pub fn promise_of_winner(world: &World, cluster: &Cluster) -> Promise {
         Promise::Asynchronous | Promise::Alone => &[],
     };
     let alive = |name: &NodeName| {
-        let fenced = world.store.member(name).and_then(|m| m.fence).is_some_and(|f| f.epoch == cluster.epoch);
-        let heard =
-            world.peers.get(name).is_some_and(|p| p.heard_within(world.now, world.settings.failure_timeout));
-        fenced && heard
+        let peer = world.peers.get(name);
+        let replica = peer.and_then(|p| p.beat.as_ref()).is_some_and(|beat| beat.server.role == "replica");
+        replica && peer.is_some_and(|p| p.heard_within(world.now, world.settings.failure_timeout))
     };
     let eligible: Vec<NodeName> = acknowledgers(world).into_iter().filter(alive).collect();
     promise_for(world, stored, &eligible)
