@@ -61,13 +61,12 @@ impl Binaries {
 
 /// Folders that have a `postgres`, in the order of preference.
 fn candidates() -> Vec<PathBuf> {
-    let mut folders = Vec::new();
+    let mut folders: Vec<PathBuf> = Vec::new();
     let mut add = |folder: PathBuf| {
         let real = folder.join("postgres").canonicalize();
-        if let Some(folder) = real.ok().as_deref().and_then(Path::parent) {
-            if !folders.iter().any(|known| known == folder) {
-                folders.push(folder.to_owned());
-            }
+        match real.ok().as_deref().and_then(Path::parent) {
+            Some(folder) if !folders.iter().any(|known| known == folder) => folders.push(folder.to_owned()),
+            Some(_) | None => {}
         }
     };
     let path = std::env::var_os("PATH").unwrap_or_default();

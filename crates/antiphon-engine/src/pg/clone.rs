@@ -32,9 +32,9 @@ impl Inner {
         let source = config::conninfo(&self.paths, config::TOOL_APPLICATION, address, &settings.replication)
             .map_err(|reason| EngineError::Failed { what: what.to_owned(), reason })?;
         self.write_passwords().await?;
-        let paths = self.paths.clone();
-        let target =
-            files::blocking("make room for a base backup", move || prepare(&paths, keep_old)).await?;
+        let target = self
+            .change_directory("make room for a base backup", move |paths| prepare(paths, keep_old))
+            .await?;
         let mut command = tool::command(&program, &self.paths.state, &self.paths.passwords());
         command.arg("-D").arg(&target).arg("-d").arg(source);
         command.args(["-X", "stream", "-c", "fast", "-P", "-w"]).args(&settings.basebackup);
@@ -46,12 +46,11 @@ impl Inner {
         })
         .await?;
         self.say("putting the new data directory in place".to_owned());
-        let paths = self.paths.clone();
         let expected = super::lock(&self.expected).clone();
-        let put = files::blocking("put the base backup in place", move || {
-            put_in_place(&paths, &target, keep_old, expected.as_deref())
-        });
-        put.await
+        self.change_directory("put the base backup in place", move |paths| {
+            put_in_place(paths, &target, keep_old, expected.as_deref())
+        })
+        .await
     }
 
     /// Tools read passwords from the file, which may not have been written yet.

@@ -163,7 +163,10 @@ fn render(paths: &Paths, settings: &PgSettings, role: &Role) -> Result<String, S
     let (upstream, slot) = match &role.upstream {
         Some(upstream) => {
             let address = &upstream.address;
-            (conninfo(paths, settings.name.as_str(), address, &settings.replication)?, settings.name.slot_name())
+            (
+                conninfo(paths, settings.name.as_str(), address, &settings.replication)?,
+                settings.name.slot_name(),
+            )
         }
         None => (String::new(), String::new()),
     };

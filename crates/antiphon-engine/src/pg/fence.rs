@@ -54,9 +54,8 @@ impl Inner {
             self.fenced.store(epoch.0, Ordering::SeqCst);
         }
         // Who leads in the promised term itself may be followed on.
-        if role.upstream.as_ref().is_some_and(|upstream| upstream.epoch < epoch) {
-            self.set_upstream(&mut role, None).await?;
-        }
+        let kept = role.upstream.clone().filter(|upstream| upstream.epoch >= epoch);
+        self.set_upstream(&mut role, kept).await?;
         drop(role);
         self.prove_receiver_off_if_due().await
     }
@@ -87,20 +86,20 @@ impl Inner {
         self.tell_server().await
     }
 
-    /// Writes the configuration for another role; the caller holds the lock and reloads or starts.
+    /// Writes the configuration for another role; the caller holds the lock and reloads or starts. The role is
+    /// taken over first: files that an interrupted or failed write left behind are written again by the next.
     pub(super) async fn write_role(&self, role: &mut Role, next: Role) -> Result<(), EngineError> {
         if next.upstream != role.upstream {
             self.receiver_off.store(false, Ordering::SeqCst);
             self.upstream_changes.fetch_add(1, Ordering::SeqCst);
         }
-        let (paths, settings, written) = (self.paths.clone(), self.settings(), next.clone());
-        files::blocking("write the server's configuration", move || {
-            config::write_all(&paths, &settings, &written)
-        })
-        .await?;
         *lock(&self.upstream) = next.upstream.as_ref().map(upstream_of);
-        *role = next;
-        Ok(())
+        *role = next.clone();
+        let (paths, settings) = (self.paths.clone(), self.settings());
+        files::exclusively(&self.config_files, "write the server's configuration", move || {
+            config::write_all(&paths, &settings, &next)
+        })
+        .await
     }
 }
 

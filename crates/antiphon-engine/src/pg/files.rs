@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::EngineError;
 
@@ -156,6 +157,22 @@ pub(super) fn tail(path: &Path, bytes_max: u64) -> String {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
     read().unwrap_or_default()
+}
+
+/// Runs blocking work off the event loop while nobody else holds `lock`. A caller that is interrupted leaves the
+/// work to end by itself; the next one waits for it.
+pub(super) async fn exclusively<T: Send + 'static>(
+    lock: &Arc<tokio::sync::Mutex<()>>,
+    what: &str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, EngineError> {
+    let held = Arc::clone(lock).lock_owned().await;
+    blocking(what, move || {
+        let done = work();
+        drop(held);
+        done
+    })
+    .await
 }
 
 /// Runs blocking work off the event loop.

@@ -27,6 +27,7 @@ mod sync_names;
 mod tasks;
 mod tool;
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -68,6 +69,10 @@ struct Inner {
     fenced: AtomicU64,
     /// The startup process is known to have taken over that there is nobody to stream from.
     receiver_off: AtomicBool,
+    /// Held while the data directory is changed by a thread that cannot be interrupted.
+    directory: Arc<tokio::sync::Mutex<()>>,
+    /// Held while the server's configuration is written by one.
+    config_files: Arc<tokio::sync::Mutex<()>>,
     /// Held while the receiver is proven to be off.
     proving: tokio::sync::Mutex<()>,
     /// Counts changes of the upstream, so that a proof of an older one is not taken for the newer one's.
@@ -104,7 +109,9 @@ impl Postgres {
             what: format!("read {}: repair or remove it", paths.role().display()),
             source,
         })?;
-        process::kill_leftover_tools(&paths.state);
+        if process::kill_tools(&paths.state) {
+            tracing::warn!("killed a tool that an earlier agent left at work");
+        }
         let (events, _) = watch::channel(0);
         let probe = Probe::start(paths.wal()).map_err(|source| EngineError::Io {
             what: "start the storage probe's thread".to_owned(),
@@ -121,6 +128,8 @@ impl Postgres {
             upstream: Mutex::new(upstream),
             fenced: AtomicU64::new(fenced.0),
             receiver_off: AtomicBool::new(false),
+            directory: Arc::default(),
+            config_files: Arc::default(),
             proving: tokio::sync::Mutex::default(),
             upstream_changes: AtomicU64::new(0),
             tasks: Tasks::default(),
@@ -170,6 +179,16 @@ impl Inner {
             return Err(EngineError::NotRunning { what: "connect to the server".to_owned() });
         }
         sql::connect(&self.target(), &self.settings().superuser, QUICK).await
+    }
+
+    /// Changes the data directory off the event loop, one change at a time.
+    async fn change_directory<T: Send + 'static>(
+        &self,
+        what: &str,
+        change: impl FnOnce(&Paths) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let paths = self.paths.clone();
+        files::exclusively(&self.directory, what, move || change(&paths)).await
     }
 
     /// The data directory, which must be one that may be used and at rest.

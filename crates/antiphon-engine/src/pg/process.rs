@@ -300,8 +300,9 @@ pub fn kill_server(data: &Path) -> usize {
 /// Rounds of [`kill_server`]; one is enough unless a process was being started.
 const KILL_ROUNDS_MAX: usize = 20;
 
-/// Kills tools that an earlier agent left at work: they run in the engine's own folder.
-pub(super) fn kill_leftover_tools(state: &Path) {
+/// Kills the tools that are at work, which run in the engine's own folder; true if there were any.
+pub(super) fn kill_tools(state: &Path) -> bool {
+    let mut any = false;
     for pid in processes() {
         let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).ok();
         let tool = |program: PathBuf| {
@@ -309,13 +310,22 @@ pub(super) fn kill_leftover_tools(state: &Path) {
             ["pg_", "initdb", "postgres"].iter().any(|prefix| name.starts_with(prefix))
         };
         let ours = || link("cwd").is_some_and(|folder| folder == state) && link("exe").is_some_and(tool);
-        if ours() {
-            if let Some(handle) = open(pid).filter(|_| ours()) {
-                tracing::warn!(pid, "killing a tool that an earlier agent left at work");
-                if let Err(error) = pidfd_send_signal(&handle, Signal::KILL) {
-                    tracing::debug!(%error, "it ended before it could be killed");
-                }
+        let handle = if ours() { open(pid).filter(|_| ours()) } else { None };
+        if let Some(handle) = handle {
+            any = true;
+            if let Err(error) = pidfd_send_signal(&handle, Signal::KILL) {
+                tracing::debug!(%error, "a tool ended before it could be killed");
             }
         }
+    }
+    any
+}
+
+/// Has one process of the server end; it must be one.
+pub(super) fn terminate(pid: i32, data: &Path) {
+    if let Some(handle) = open(pid).filter(|_| works_in(pid, data))
+        && let Err(error) = pidfd_send_signal(&handle, Signal::TERM)
+    {
+        tracing::debug!(pid, %error, "it ended before it could be told to");
     }
 }

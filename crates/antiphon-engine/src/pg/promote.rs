@@ -46,9 +46,9 @@ impl Inner {
         self.tell_server().await?;
         drop(role);
         let client = self.wait_for_setting("synchronous_standby_names", &sync).await?;
-        let paths = self.paths.clone();
-        let made =
-            files::blocking("lead PostgreSQL to its timeline", move || fill_gap(&paths, timeline)).await?;
+        let made = self
+            .change_directory("lead PostgreSQL to its timeline", move |paths| fill_gap(paths, timeline))
+            .await?;
         let prepared = now();
         let promoted = self.end_recovery(&client, timeline).await;
         match promoted {

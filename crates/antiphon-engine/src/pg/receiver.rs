@@ -2,9 +2,10 @@
 //!
 //! That no receiver runs at one moment proves nothing: the startup process may not have read the reloaded
 //! configuration yet and start one with the old upstream a moment later. The order is therefore: a fresh
-//! connection shows the new setting (so the main process has read it and signalled its children), then the
-//! startup process confirms a pause of replay (it handles pending signals before it confirms one), then
-//! replay goes on, and then the receiver is seen to be gone.
+//! connection shows the new setting (so the main process has read it and signalled its children); then the
+//! startup process is seen in a wait after which it handles its signals before anything else, or, if it is
+//! busy replaying, confirms a short pause of replay, which it does only after handling them; then a receiver
+//! that still runs is told to end, and none is there. A server that lags in its replay is fenced as fast.
 
 use std::fs;
 use std::sync::atomic::Ordering;
@@ -16,7 +17,7 @@ use tokio_postgres::Client;
 
 use super::process::Processes;
 use super::sql::{value, within};
-use super::{Inner, QUICK, control, lock};
+use super::{Inner, QUICK, control, lock, process};
 use crate::EngineError;
 
 /// Time between two looks.
@@ -85,35 +86,44 @@ impl Inner {
     async fn prove_receiver_off(&self) -> Result<(), EngineError> {
         let changes = self.upstream_changes.load(Ordering::SeqCst);
         let client = self.wait_for_setting("primary_conninfo", "").await?;
-        if ask(&client, "SELECT pg_is_in_recovery()::text").await? == "true" {
-            self.confirm_reread(&client).await?;
-            while ask(&client, RECEIVER_GONE).await? != "true" {
-                sleep_until(Deadline::now() + TICK).await;
+        self.confirm_reread(&client).await?;
+        loop {
+            let row = within("look for the WAL receiver", QUICK, client.query_one(RECEIVER, &[])).await?;
+            let read = |source| EngineError::Sql { what: "read the server's answer".to_owned(), source };
+            match row.try_get::<_, Option<i32>>(0).map_err(read)? {
+                // A startup process with much to replay would only end it when it has replayed all.
+                Some(pid) => process::terminate(pid, &self.paths.data),
+                None if row.try_get(1).map_err(read)? => break,
+                None => {}
             }
+            sleep_until(Deadline::now() + TICK).await;
         }
         if self.upstream_changes.load(Ordering::SeqCst) == changes {
             self.receiver_off.store(true, Ordering::SeqCst);
-            lock(&self.memory).forget_timeline();
             self.changed();
         }
         Ok(())
     }
 
-    /// Has the startup process confirm that it has handled its signals: a short pause of replay.
+    /// Waits until the startup process has surely handled its signals, or will before it does anything else.
     async fn confirm_reread(&self, client: &Client) -> Result<(), EngineError> {
-        if ask(client, PAUSE_STATE).await? != "not paused" {
-            // Paused by somebody else: it handles its signals before it goes on.
-            return Ok(());
+        let mut paused = false;
+        loop {
+            match ask(client, STARTUP).await?.as_str() {
+                "handled" => break,
+                "busy" if !paused => {
+                    // A later agent resumes if this one dies in between; lost with the machine, as the pause is.
+                    fs::write(self.paths.state.join(PAUSED_BY_US), "").map_err(|source| EngineError::Io {
+                        what: "note a pause of replay".into(),
+                        source,
+                    })?;
+                    paused = true;
+                    ask(client, "SELECT pg_wal_replay_pause()::text").await?;
+                }
+                _ => sleep_until(Deadline::now() + TICK).await,
+            }
         }
-        let marker = self.paths.state.join(PAUSED_BY_US);
-        // A later agent resumes if this one dies in between; lost with the machine, as the pause is.
-        fs::write(&marker, "")
-            .map_err(|source| EngineError::Io { what: "note a pause of replay".into(), source })?;
-        ask(client, "SELECT pg_wal_replay_pause()::text").await?;
-        while ask(client, PAUSE_STATE).await? == "pause requested" {
-            sleep_until(Deadline::now() + TICK).await;
-        }
-        self.resume_replay(client).await
+        if paused { self.resume_replay(client).await } else { Ok(()) }
     }
 
     async fn resume_replay(&self, client: &Client) -> Result<(), EngineError> {
@@ -175,10 +185,17 @@ pub(super) const PAUSED_BY_US: &str = "replay.paused";
 /// A promotion ends a pause by itself.
 const RESUME: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume()::text ELSE '' END";
 
-const PAUSE_STATE: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() \
-     ELSE 'no recovery' END";
+/// In each of these waits the startup process handles its signals when it wakes, before it goes on; a pause is
+/// confirmed after handling them. Waits for a conflicting session are such, too: between two records.
+const STARTUP: &str = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN 'handled' \
+     WHEN EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup' AND (wait_event IN \
+        ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream', 'RecoveryApplyDelay', 'RecoveryPause') \
+        OR wait_event LIKE 'RecoveryConflict%' OR wait_event_type IN ('Lock', 'BufferPin'))) THEN 'handled' \
+     WHEN pg_get_wal_replay_pause_state() = 'paused' THEN 'handled' ELSE 'busy' END";
 
-/// The receiver is gone and the startup process is past asking for one.
-const RECEIVER_GONE: &str = "SELECT (NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver') \
-     AND (NOT pg_is_in_recovery() OR EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup' \
-     AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryPause'))))::text";
+/// The receiver's process, and whether the startup process, which asks for one only when it has nothing left to
+/// replay, is past having asked.
+const RECEIVER: &str = "SELECT (SELECT pid FROM pg_stat_activity WHERE backend_type = 'walreceiver' LIMIT 1), \
+     NOT pg_is_in_recovery() OR EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup' \
+        AND wait_event IS DISTINCT FROM 'RecoveryWalStream' AND wait_event IS NOT NULL) \
+     OR coalesce(pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn(), false)";

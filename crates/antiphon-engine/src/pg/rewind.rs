@@ -48,31 +48,29 @@ impl Inner {
         if !control.clean {
             self.recover_alone(&binaries).await?;
         }
-        let source =
-            config::conninfo(&self.paths, config::TOOL_APPLICATION, address, settings.rewind_role()).map_err(failed)?;
+        let source = config::conninfo(&self.paths, config::TOOL_APPLICATION, address, settings.rewind_role())
+            .map_err(failed)?;
         let source = format!("{source} dbname=postgres");
         self.say("comparing histories".to_owned());
         let found = tool::run("try pg_rewind", self.pg_rewind(&program, &source, true), |_| ()).await?;
         let diverged = found.iter().find_map(|line| divergence(line));
         let needed = !found.iter().any(|line| line.contains("no rewind required"));
-        let paths = self.paths.clone();
-        let saved = files::blocking("keep the diverged WAL", move || {
+        let keep = move |paths: &Paths| {
             if let (true, Some(from)) = (needed, diverged) {
-                keep_diverged(&paths, from)?;
+                keep_diverged(paths, from)?;
             }
-            let saved = save_configuration(&paths)?;
+            let saved = save_configuration(paths)?;
             files::write_durably(&paths.rewind_journal(), b"rewind\n", 0o600)?;
             Ok(saved)
-        })
-        .await?;
+        };
+        let saved = self.change_directory("keep the diverged WAL", keep).await?;
         if needed {
             self.say("rewinding".to_owned());
             let command = self.pg_rewind(&program, &source, false);
             tool::run("run pg_rewind", command, |line| self.say(line.to_owned())).await?;
         }
-        let paths = self.paths.clone();
-        files::blocking("finish the rewind", move || {
-            restore_configuration(&paths, &saved)?;
+        self.change_directory("finish the rewind", move |paths| {
+            restore_configuration(paths, &saved)?;
             files::remove_durably(&paths.data.join("recovery.signal"))?;
             files::write_durably(&paths.standby_signal(), b"", 0o600)?;
             files::remove_durably(&paths.rewind_journal())
@@ -117,8 +115,7 @@ impl Inner {
     /// Crash recovery in a single-user server, with our configuration.
     async fn recover_alone(&self, binaries: &Binaries) -> Result<(), EngineError> {
         self.say("recovering from the crash".to_owned());
-        let paths = self.paths.clone();
-        files::blocking("prepare the recovery", move || {
+        self.change_directory("prepare the recovery", |paths| {
             files::remove_durably(&paths.data.join("recovery.signal"))?;
             files::remove_durably(&paths.standby_signal())
         })

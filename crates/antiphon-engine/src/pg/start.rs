@@ -20,7 +20,7 @@ use super::clock::now;
 use super::config::{self, Following, NOBODY_YET, Role};
 use super::control::{Control, Directory};
 use super::files::{self, Paths};
-use super::process::Processes;
+use super::process::{self, Processes};
 use super::sql::{self, value, within};
 use super::{Inner, QUICK, lock};
 use crate::{Change, EngineError, sentence};
@@ -77,9 +77,8 @@ impl Inner {
         let sync = if role.sync.is_empty() { NOBODY_YET.to_owned() } else { role.sync.clone() };
         let receiver_off = upstream.is_none();
         let next = Role { upstream, sync, ..role.clone() };
-        let paths = self.paths.clone();
-        files::blocking("make the data directory a standby's", move || {
-            remove_dangling_histories(&paths, control.checkpoint.timeline.0)?;
+        self.change_directory("make the data directory a standby's", move |paths| {
+            remove_dangling_histories(paths, control.checkpoint.timeline.0)?;
             files::remove_durably(&paths.data.join("recovery.signal"))?;
             files::write_durably(&paths.standby_signal(), b"", 0o600)
         })
@@ -102,8 +101,7 @@ impl Inner {
         let (binaries, _) = self.startable().await?;
         let mut role = self.role.lock().await;
         let next = Role { upstream: None, sync: config::sync_text(sync), ..role.clone() };
-        let paths = self.paths.clone();
-        files::blocking("make the data directory a primary's", move || {
+        self.change_directory("make the data directory a primary's", |paths| {
             files::remove_durably(&paths.data.join("recovery.signal"))?;
             files::remove_durably(&paths.standby_signal())
         })
@@ -139,10 +137,10 @@ impl Inner {
         let settings = self.settings();
         let deadline = Deadline::now() + settings.start_timeout;
         while matches!(self.process.processes(), Processes::Running { .. }) {
-            if let Ok(client) = sql::connect(&self.target(), &settings.superuser, QUICK).await {
-                if within("ask the server", QUICK, client.simple_query("SELECT 1")).await.is_ok() {
-                    return Ok(());
-                }
+            if let Ok(client) = sql::connect(&self.target(), &settings.superuser, QUICK).await
+                && within("ask the server", QUICK, client.simple_query("SELECT 1")).await.is_ok()
+            {
+                return Ok(());
             }
             if Deadline::now() > deadline {
                 let what = "see the server answer (it goes on starting)".to_owned();
@@ -168,7 +166,7 @@ impl Inner {
             (Processes::Running { .. }, StopMode::Kill)
             | (Processes::Orphans { .. } | Processes::None, _) => false,
         };
-        while !self.process.is_empty() {
+        while process::kill_tools(&self.paths.state) || !self.process.is_empty() {
             // Without a main process there is no orderly end for the others.
             let orphaned = !matches!(self.process.processes(), Processes::Running { .. });
             if orphaned || mode == StopMode::Kill {
@@ -277,7 +275,7 @@ impl Inner {
                 Ok(status) if status.success() => tracing::debug!(script, action, "called back"),
                 Ok(status) => tracing::warn!(script, action, %status, "a callback failed"),
                 Err(error) => {
-                    tracing::warn!(script, action, error = sentence(&error), "a callback could not run")
+                    tracing::warn!(script, action, error = sentence(&error), "a callback could not run");
                 }
             }
         });

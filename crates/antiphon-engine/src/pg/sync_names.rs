@@ -30,9 +30,9 @@ impl Inner {
         let mut role = self.role.lock().await;
         if role.sync != text {
             lock(&self.memory).proven = None;
-            let next = Role { sync: text.clone(), ..role.clone() };
-            self.write_role(&mut role, next).await?;
         }
+        let next = Role { sync: text.clone(), ..role.clone() };
+        self.write_role(&mut role, next).await?;
         self.tell_server().await?;
         drop(role);
         let client = self.wait_for_setting("synchronous_standby_names", &text).await?;

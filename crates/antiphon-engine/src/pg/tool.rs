@@ -22,10 +22,10 @@ struct Group(Option<Pid>);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(pid) = self.0 {
-            if let Err(error) = kill_process_group(pid, Signal::KILL) {
-                tracing::debug!(%error, "a tool ended before it could be killed");
-            }
+        if let Some(pid) = self.0
+            && let Err(error) = kill_process_group(pid, Signal::KILL)
+        {
+            tracing::debug!(%error, "a tool ended before it could be killed");
         }
     }
 }

@@ -8,7 +8,7 @@ use antiphon_engine::{Change, Engine, EngineError, Work};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Member, run};
+use crate::support::{Member, has_program, run};
 
 #[test]
 fn a_new_cluster_starts_stops_and_starts_again() {
@@ -35,6 +35,9 @@ fn a_new_cluster_starts_stops_and_starts_again() {
 #[test]
 fn what_the_control_file_says_is_what_pg_controldata_says() {
     run(async |place| {
+        if !has_program("pg_controldata") {
+            return eprintln!("skipped: there is no pg_controldata");
+        }
         let member = place.primary("n1").await;
         let stopped = member.stop(StopMode::Fast).await;
         let seen = member.engine.observe().await;

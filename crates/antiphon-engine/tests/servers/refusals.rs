@@ -5,7 +5,7 @@ use std::fs;
 use antiphon_core::ha::world::{Server, StopMode};
 use antiphon_engine::{Engine, Work};
 
-use crate::support::{Member, PASSWORDS, glob_logs, run};
+use crate::support::{Member, PASSWORDS, glob_logs, has_program, run};
 
 fn refusal(server: Server) -> String {
     match server {
@@ -52,6 +52,9 @@ fn the_directory_of_another_cluster_or_version_is_refused() {
 #[test]
 fn passwords_are_in_no_log_and_on_no_command_line() {
     run(async |place| {
+        if !has_program("pg_basebackup") {
+            return eprintln!("skipped: there is no pg_basebackup");
+        }
         let primary = place.primary("n1").await;
         let standby = place.member("n2");
         standby.engine.begin(Work::Clone { address: primary.address(), keep_old: false }).expect("begun");
@@ -86,6 +89,9 @@ fn command_lines() -> Vec<String> {
 #[test]
 fn a_wrong_address_fails_a_clone_with_what_the_tool_said() {
     run(async |place| {
+        if !has_program("pg_basebackup") {
+            return eprintln!("skipped: there is no pg_basebackup");
+        }
         let member = place.member("n1");
         let seen = member.ended(Work::Clone { address: "127.0.0.1:1".into(), keep_old: false }).await;
         let failure = seen.failed.expect("it failed");

@@ -115,7 +115,20 @@ impl Place {
     /// A standby of `primary` that streams in `epoch`.
     pub(crate) async fn standby(&self, name: &str, primary: &Member, epoch: u64) -> Member {
         let member = self.member(name);
-        member.done(Work::Clone { address: primary.address(), keep_old: false }).await;
+        if has_program("pg_basebackup") {
+            member.done(Work::Clone { address: primary.address(), keep_old: false }).await;
+        } else {
+            // A server's package without the tools: a copy of the directory at rest does as well.
+            let sync = primary.primary(|_| true).await.sync;
+            primary.stop(StopMode::Fast).await;
+            let copied = Command::new("cp")
+                .arg("-a")
+                .arg(&primary.settings.data_dir)
+                .arg(&member.settings.data_dir)
+                .status();
+            assert!(copied.expect("cp runs").success());
+            primary.done(Work::StartPrimary { epoch: Epoch(epoch), sync }).await;
+        }
         primary.engine.slots(&[(member.name().slot_name(), None)], &[]).await.expect("a slot");
         member.done(Work::StartStandby { upstream: Some(primary.as_upstream(epoch)) }).await;
         member.standby(|standby| standby.streaming && standby.position.is_some()).await;
@@ -147,6 +160,11 @@ impl Drop for Place {
         }
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Whether the programs to test with have this one.
+pub(crate) fn has_program(name: &str) -> bool {
+    std::env::var_os("ANTIPHON_TEST_BIN").is_none_or(|folder| Path::new(&folder).join(name).exists())
 }
 
 /// The servers' logs.

@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use antiphon_core::ha::cluster::Position;
-use antiphon_core::ha::world::{PrimaryServer, Server, Standby, StandbyServer};
+use antiphon_core::ha::world::{PrimaryServer, Server, Standby, StandbyServer, Upstream};
 use antiphon_core::{Instant, Lsn, Timeline};
 use serde::Deserialize;
 
 use super::super::clock::now;
 use super::super::{Inner, config, lock};
-use super::{LOOK, SELDOM};
+use super::{LOOK, SELDOM, SeenTimeline};
 use crate::{About, sentence};
 
 /// The moment's facts, as JSON.
@@ -105,6 +105,9 @@ fn history(text: &str) -> Vec<Position> {
 impl Inner {
     /// One round trip, or a few when something changed. The caller holds the deadline.
     pub(super) async fn ask(self: &Arc<Self>) -> Result<Server, String> {
+        // Before the question: a position that was asked for earlier may not be the last one.
+        let upstream = lock(&self.upstream).clone();
+        let surely_off = upstream.is_none() && self.receiver_is_off();
         let moment: Moment = self.json(MOMENT).await?;
         if std::path::Path::new(&moment.config_file) != self.paths.config() {
             return Ok(Server::Refused {
@@ -120,7 +123,11 @@ impl Inner {
         if seldom_due {
             self.look_at_what_changes_seldom().await?;
         }
-        if moment.recovery { self.standby(moment).await } else { self.primary(moment).await }
+        if moment.recovery {
+            self.standby(moment, upstream, surely_off).await
+        } else {
+            self.primary(moment).await
+        }
     }
 
     async fn json<T: for<'a> Deserialize<'a>>(&self, query: &'static str) -> Result<T, String> {
@@ -168,9 +175,13 @@ impl Inner {
         tokio::spawn(async move { inner.settle_receiver().await });
     }
 
-    async fn standby(self: &Arc<Self>, moment: Moment) -> Result<Server, String> {
-        let upstream = lock(&self.upstream).clone();
-        let surely_off = upstream.is_none() && self.receiver_is_off();
+    /// `surely_off`: the receiver was proven to be off before the question was asked.
+    async fn standby(
+        self: &Arc<Self>,
+        moment: Moment,
+        upstream: Option<Upstream>,
+        surely_off: bool,
+    ) -> Result<Server, String> {
         if upstream.is_none() && !surely_off {
             self.settle_in_background();
         }
@@ -187,14 +198,17 @@ impl Inner {
                 memory.was_receiving = moment.receiving;
                 memory.timeline = None;
             }
-            memory.timeline.filter(|(_, at)| now().since(*at) < SELDOM).map(|(timeline, _)| timeline)
+            // One that was seen before the receiver was off may have been overtaken by its last write.
+            let fresh =
+                memory.timeline.filter(|seen| now().since(seen.at) < SELDOM && seen.surely_off == surely_off);
+            fresh.map(|seen| seen.timeline)
         };
         let highest = match known {
             Some(timeline) => Some(timeline),
             None => {
                 let at = now();
                 let seen = timeline(&self.text(HIGHEST_TIMELINE).await?);
-                lock(&self.memory).timeline = seen.map(|timeline| (timeline, at));
+                lock(&self.memory).timeline = seen.map(|timeline| SeenTimeline { timeline, at, surely_off });
                 seen
             }
         };
@@ -220,8 +234,7 @@ impl Inner {
             }
         };
         let seen_at = now();
-        let standbys: Vec<Standby> =
-            moment.standbys.unwrap_or_default().into_iter().filter_map(standby).collect();
+        let standbys: Vec<Standby> = moment.standbys.iter().flatten().filter_map(standby).collect();
         let mut memory = lock(&self.memory);
         for standby in standbys.iter().filter(|standby| standby.streaming) {
             memory.last_streaming.insert(standby.name.clone(), seen_at);
@@ -250,7 +263,7 @@ impl Inner {
     }
 }
 
-fn standby(sender: Sender) -> Option<Standby> {
+fn standby(sender: &Sender) -> Option<Standby> {
     let name = sender.name.parse().ok()?;
     let streaming = sender.state.as_deref() == Some("streaming");
     Some(Standby { name, streaming, flushed: sender.flushed.unwrap_or_default() })
