@@ -1,8 +1,8 @@
 //! Antiphon: one binary that makes stock database servers one replicated system.
 
 pub mod agent;
+pub mod api;
+pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod node;
-pub mod api;
-pub mod cli;

@@ -1,15 +1,24 @@
-//! The binary: a thin shell around the library.
+//! The binary: what was typed, handed to the library.
 
 use std::process::ExitCode;
 
+use antiphon::agent::guard;
+use antiphon::cli::{self, Cli, Command};
+use antiphon::{demo, node};
+use clap::Parser;
+
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().collect();
-    match args.get(1).map(String::as_str) {
-        Some("run") => antiphon::node::run(std::path::Path::new(&args[2])),
-        Some("guard") => {
-            antiphon::agent::guard::stand(std::path::Path::new(&args[3]), std::path::Path::new(&args[5]), args[7].parse().unwrap()).unwrap();
-            ExitCode::SUCCESS
-        }
-        _ => antiphon::demo::run(&antiphon::demo::Options { once: args.contains(&"--once".to_owned()), ..Default::default() }),
+    let Cli { target, command } = Cli::parse();
+    match command {
+        Command::Run(args) => node::run(&args.file),
+        Command::Demo(args) => demo::run(&demo::Options { once: args.once, dir: args.dir, bin_dir: args.bin_dir }),
+        Command::Guard(args) => match guard::stand(&args.socket, &args.data_dir, args.deadline) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("antiphon guard: could not stand guard over {}: {error}", args.data_dir.display());
+                ExitCode::FAILURE
+            }
+        },
+        Command::Client(command) => cli::run(&target, command),
     }
 }
