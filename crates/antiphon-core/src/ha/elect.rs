@@ -84,7 +84,7 @@ fn released(
     let at = world.store.phase_since + patience(world, cluster, cause, last);
     let resting = Decision::rest(Role::Demoting, Why::Fencing { epoch }).waking(at);
     let decision = with_record(world, Some(record), resting);
-    if !decision.steps.is_empty() || busy(world, db).is_some() || world.now < at {
+    if !decision.steps.is_empty() || busy(world, db, &[Task::Start]).is_some() || world.now < at {
         return decision;
     }
     succeed_itself(cluster, last, last.timeline)
@@ -157,16 +157,28 @@ pub(super) fn as_member(
             stop(world, db, Role::Demoting, Why::Deposed { by: epoch }, StopMode::Fast)
         }
         Server::Orphans { .. } => stop(world, db, Role::Demoting, Why::ClearingOrphans, StopMode::Kill),
-        Server::Standby(standby) => candidate(world, cluster, cause, last, standby),
-        Server::Stopped(stopped) if !stopped.primary && !db.half_built => match busy(world, db) {
-            Some((why, at)) => Decision { wake_at: at, ..Decision::rest(role, why) },
-            None => Decision::step(role, Why::Starting, Step::StartStandby { upstream: None }),
-        },
+        Server::Standby(standby) => candidate(world, cluster, cause, last, db, standby),
+        Server::Stopped(stopped) if !stopped.primary && !db.half_built => {
+            match busy(world, db, &[Task::Start]) {
+                Some((why, at)) => Decision { wake_at: at, ..Decision::rest(role, why) },
+                None => Decision::step(role, Why::Starting, Step::StartStandby { upstream: None }),
+            }
+        }
         Server::Stopped(_)
         | Server::Absent
         | Server::Refused { .. }
         | Server::Starting { .. }
-        | Server::Stuck { primary: false, .. } => Decision::rest(role, Why::Fencing { epoch }),
+        | Server::Stuck { primary: false, .. } => {
+            // Without a candidate nobody else would say that an operator has to act.
+            let only_last = cluster.value.sync == Promise::Alone
+                && election::released_end(world, &cluster.value, last).is_none();
+            let why = if only_last {
+                Why::OnlyLastLeaderMayWin { last: last.name.clone() }
+            } else {
+                Why::Fencing { epoch }
+            };
+            Decision::rest(role, why)
+        }
     }
 }
 
@@ -194,6 +206,7 @@ fn candidate(
     cluster: &Stored<Cluster>,
     cause: &Cause,
     last: &Leader,
+    db: &Database,
     standby: &StandbyServer,
 ) -> Decision {
     let epoch = cluster.value.epoch;
@@ -220,6 +233,10 @@ fn candidate(
         was_last && world.now >= world.store.phase_since + patience(world, cluster, cause, last);
     if let Some(forced) = forced(world, cluster, last) {
         return forced;
+    }
+    if let Some((why, Some(at))) = busy(world, db, &[Task::Promote]) {
+        // A promotion that fails each time must not spin through terms; meanwhile another may take its turn.
+        return Decision::rest(role, why).waking(at);
     }
     let won = if alone_holds_all { Ok(position) } else { election::win(world, &cluster.value, cause, last) };
     match won {
@@ -281,11 +298,13 @@ pub(super) fn stop_within(
             }
             next
         }
-        (_, Some(Failure { task: Task::Stop(StopMode::Kill), .. })) => match busy(world, db) {
-            // Nothing is harder; a process that survives this is in the kernel's hands.
-            Some((_, Some(at))) => return Decision::rest(role, why).waking(at),
-            _ => StopMode::Kill,
-        },
+        (_, Some(Failure { task: Task::Stop(StopMode::Kill), .. })) => {
+            match busy(world, db, &[Task::Stop(StopMode::Kill)]) {
+                // Nothing is harder; a process that survives this is in the kernel's hands.
+                Some((_, Some(at))) => return Decision::rest(role, why).waking(at),
+                _ => StopMode::Kill,
+            }
+        }
         (_, Some(Failure { task: Task::Stop(failed), .. })) => harder(*failed).max(mode),
         _ => mode,
     };
