@@ -9,7 +9,7 @@ use super::elect::stop;
 use super::role::Role;
 use super::step::Step;
 use super::why::Why;
-use super::world::{Database, Local, Server, StopMode, Stored, World};
+use super::world::{Database, Local, Server, StopMode, Stored, Task, World};
 use crate::{Epoch, NodeName, Timeline};
 
 /// No record yet: create it, or wait for the member that should.
@@ -57,7 +57,7 @@ pub(super) fn proceed(world: &World, cluster: &Stored<Cluster>, by: &NodeName, d
         return with_record(world, None, waiting).waking(world.now + world.settings.ttl);
     }
     let role = Role::Bootstrapping;
-    if let Some((why, at)) = busy(world, db) {
+    if let Some((why, at)) = busy(world, db, &[Task::Initialise, Task::Start]) {
         let decision = Decision::rest(role, why);
         return match at {
             Some(at) => decision.waking(at),

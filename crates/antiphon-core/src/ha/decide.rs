@@ -156,12 +156,12 @@ pub(super) fn retry_at(db: &Database) -> Option<Instant> {
     Some(failure.at + Duration::from_secs(doubled.min(30)))
 }
 
-/// What stands in the way of a new task: one that goes on, or the pause after one that failed.
-pub(super) fn busy(world: &World, db: &Database) -> Option<(Why, Option<Instant>)> {
+/// What stands in the way of a new task: one that goes on, or the pause after one of `kinds` failed.
+pub(super) fn busy(world: &World, db: &Database, kinds: &[Task]) -> Option<(Why, Option<Instant>)> {
     if let Some((task, _)) = db.task {
         return Some((Why::Working { task }, None));
     }
-    let failure = db.failed.as_ref()?;
+    let failure = db.failed.as_ref().filter(|failure| kinds.contains(&failure.task))?;
     let at = retry_at(db).filter(|at| *at > world.now)?;
     Some((Why::Retrying { task: failure.task, error: failure.error.clone() }, Some(at)))
 }

@@ -49,7 +49,12 @@ pub fn win(world: &World, cluster: &Cluster, cause: &Cause, last: &Leader) -> Re
     }
     let mut able: Vec<&Report<'_>> =
         reports.iter().filter(|r| r.alive && r.may_lead && r.position >= floor).collect();
-    able.sort_by_key(|r| Reverse((wanted == Some(r.name), r.position, r.priority, Reverse(r.name))));
+    // Who gave leadership up because it could not serve is the last to get it again.
+    let gave_up = matches!(cause, Cause::ServerDied { .. } | Cause::CannotServe { .. });
+    let fit = |name: &NodeName| !gave_up || *name != last.name;
+    able.sort_by_key(|r| {
+        Reverse((wanted == Some(r.name), fit(r.name), r.position, r.priority, Reverse(r.name)))
+    });
     match able.iter().position(|report| report.name == world.me.name()) {
         Some(rank) if rank == 0 || turn_has_come(world, cause, rank) => Ok(mine.position),
         Some(_) | None => Err(who_is_better(&able, &reports, floor)),
@@ -79,8 +84,10 @@ fn turn_has_come(world: &World, cause: &Cause, rank: usize) -> bool {
 
 /// Whether the candidate that was asked for is there and has only not reported yet.
 fn reports_soon(world: &World, name: &NodeName, reports: &[Report<'_>]) -> bool {
-    let young = world.now.since(world.store.phase_since) < world.settings.failure_timeout * 3;
-    young && alive(world, name) && !reports.iter().any(|report| report.name == name)
+    // Counted like a turn: the old leader's stop, which comes before the report, may take its time.
+    !turn_has_come(world, &Cause::Switchover { to: name.clone() }, 1)
+        && alive(world, name)
+        && !reports.iter().any(|report| report.name == name)
 }
 
 /// Members that are waited for one after the other.

@@ -40,7 +40,7 @@ pub(super) fn follow(world: &World, leader: &Leader, db: &Database) -> Decision 
 
 /// The server can be worked on, or needs to be.
 fn act(world: &World, leader: &Leader, db: &Database) -> Decision {
-    if let Some((why, at)) = busy(world, db) {
+    if let Some((why, at)) = busy(world, db, &[Task::Clone, Task::Rewind, Task::Start]) {
         let role = match (&db.server, db.task) {
             (Server::Standby(standby), None | Some((Task::Checkpoint, _))) => role_of(standby, leader),
             _ => Role::Rejoining,

@@ -53,6 +53,8 @@ fn act(world: &World, cluster: &Stored<Cluster>, leader: &Leader, db: &Database)
         Server::Orphans { .. } | Server::Stuck { .. } | Server::Absent if world.settings.pause => {
             Decision::rest(promoting, Why::Paused)
         }
+        // In an ordered stop the main process may end before the last of its children.
+        Server::Orphans { .. } if matches!(db.task, Some((Task::Stop(_), _))) => stopping(world, leader, db),
         Server::Orphans { how } => {
             let how = how.clone();
             give_up(
@@ -118,6 +120,14 @@ fn with_lease(world: &World, cluster: &Stored<Cluster>, leader: &Leader, mut dec
     decision.waking(due)
 }
 
+/// The server is being stopped while this member leads: for a restart. Nobody waits for a hand-over, but a
+/// shutdown that hangs would stop writes for ever.
+fn stopping(world: &World, leader: &Leader, db: &Database) -> Decision {
+    let role = Role::Leader { epoch: leader.epoch };
+    let patience = world.settings.primary_stop_timeout.unwrap_or(world.settings.retry_timeout * 3);
+    stop_within(world, db, role, Why::Restarting, StopMode::Fast, patience)
+}
+
 /// The server accepts writes.
 fn serve(
     world: &World,
@@ -127,10 +137,8 @@ fn serve(
     primary: &PrimaryServer,
 ) -> Decision {
     let role = Role::Leader { epoch: leader.epoch };
-    if let Some((Task::Stop(_), _)) = db.task {
-        // Nobody waits for a hand-over here, but a shutdown that hangs would stop writes for ever.
-        let patience = world.settings.primary_stop_timeout.unwrap_or(world.settings.retry_timeout * 3);
-        return stop_within(world, db, role, Why::Restarting, StopMode::Fast, patience);
+    if matches!(db.task, Some((Task::Stop(_), _))) {
+        return stopping(world, leader, db);
     }
     let serving =
         Serving { epoch: leader.epoch, timeline: primary.timeline, history: primary.history.clone() };
@@ -183,7 +191,7 @@ fn with_sync(
                 consume_request: None,
             });
         }
-        Some(SyncChange::Names { names, prove }) => match busy(world, db) {
+        Some(SyncChange::Names { names, prove }) => match busy(world, db, &[Task::SetSync]) {
             Some((why, at)) => {
                 decision.why = why;
                 decision.wake_at = at;
