@@ -129,10 +129,12 @@ pub fn target(world: &World, cluster: &Cluster, primary: &PrimaryServer) -> Prom
         Promise::Asynchronous | Promise::Alone => &[],
     };
     let streaming = |name: &NodeName| primary.standbys.iter().any(|s| s.name == *name && s.streaming);
-    let held = stored.iter().filter(|name| streaming(name)).count();
-    // As long as enough others acknowledge, a member that went away is given time to come back.
-    let patience = match &cluster.sync {
-        Promise::Quorum(set) if held >= set.k => world.settings.ttl,
+    // As long as enough others acknowledge, a member that went away is given time to come back. The names in
+    // effect say who does: between the steps of a change the promise is wider than they are.
+    let patience = match &primary.sync {
+        SyncNames::Set(set) if set.members.iter().filter(|name| streaming(name)).count() >= set.k => {
+            world.settings.ttl
+        }
         _ => world.settings.sync_timeout.unwrap_or(world.settings.failure_timeout),
     };
     // A leader that has just been elected cannot have seen anyone stream from it yet.

@@ -202,7 +202,7 @@ impl fmt::Display for Why {
             ),
             Self::ServerDied { how } => write!(f, "the server died ({how}); handing leadership over"),
             Self::CannotServe { why } => write!(f, "the server cannot serve ({why}); handing leadership over"),
-            Self::LeaseLost => f.write_str("no majority of the store answers: stopping writes before the lease ends"),
+            Self::LeaseLost => f.write_str("the lease was not renewed: stopping writes before it ends"),
             Self::Deposed { by } => write!(f, "term {by} has deposed this primary; demoting it"),
             Self::SwitchingOver { to } => write!(f, "handing leadership over to {to}"),
             Self::RequestRefused { reason } => write!(f, "the request cannot be met: {reason}"),
@@ -210,7 +210,7 @@ impl fmt::Display for Why {
             Self::WaitingForLeader { leader } => write!(f, "waiting for {leader}, just elected, to accept writes"),
             Self::SuspectingLeader { leader, link } => {
                 let seen = match link {
-                    Link::Up => "its link is up, its heartbeats have stopped",
+                    Link::Up => "its link is up, but its heartbeats or the renewals of its lease have stopped",
                     Link::Refused => "its host refuses connections to its agent and its server",
                     Link::Down => "its host does not answer",
                 };
