@@ -77,7 +77,8 @@ impl Guard {
 }
 
 fn spawn(place: &Place, deadline: u64) -> std::io::Result<Child> {
-    Command::new(std::env::current_exe()?)
+    // The link and not the path it names: the server's user may not be able to reach that.
+    Command::new("/proc/self/exe")
         .arg("guard")
         .arg("--socket")
         .arg(&place.socket)

@@ -49,6 +49,9 @@ pub enum Command {
     Run(RunArgs),
     /// Show failovers on three members on this machine
     Demo(DemoArgs),
+    /// Stop the server when the leader's lease has run out; started by the agent
+    #[command(hide = true)]
+    Guard(GuardArgs),
     /// Everything that talks to a running cluster
     #[command(flatten)]
     Client(ClientCommand),
@@ -73,6 +76,20 @@ pub struct DemoArgs {
     /// Where PostgreSQL's programs are
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Option<PathBuf>,
+}
+
+/// `guard`, as the agent starts it.
+#[derive(Debug, Args)]
+pub struct GuardArgs {
+    /// Where the agent tells it of renewals
+    #[arg(long)]
+    pub socket: PathBuf,
+    /// The server's data
+    #[arg(long)]
+    pub data_dir: PathBuf,
+    /// When the lease ends, on the boot-time clock
+    #[arg(long)]
+    pub deadline: u64,
 }
 
 /// The verbs that talk to a running cluster.
@@ -141,7 +158,11 @@ pub fn run(target: &TargetArgs, command: ClientCommand) -> ExitCode {
     }
 }
 
-async fn carry_out(target: &TargetArgs, command: ClientCommand) -> Result<(), Failure> {
+/// The same within a runtime, with the reason of a failure.
+///
+/// # Errors
+/// Why the verb was not carried out.
+pub async fn carry_out(target: &TargetArgs, command: ClientCommand) -> Result<(), Failure> {
     match command {
         ClientCommand::List(args) => list::list(target, &args).await,
         ClientCommand::Topology(args) => list::topology(target, &args).await,
@@ -197,7 +218,7 @@ pub fn page() -> String {
     let mut page = HEAD.to_owned();
     let mut program = Cli::command().term_width(100);
     program.build();
-    for verb in program.get_subcommands_mut() {
+    for verb in program.get_subcommands_mut().filter(|verb| !verb.is_hide_set()) {
         let help = verb.clone().term_width(100).render_long_help().to_string();
         let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
         // Writing to a String cannot fail.
@@ -205,3 +226,6 @@ pub fn page() -> String {
     }
     page
 }
+
+#[cfg(test)]
+mod tests;

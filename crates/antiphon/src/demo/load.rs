@@ -78,6 +78,20 @@ impl Load {
         (noted.acknowledged.len(), noted.unknown)
     }
 
+    /// Waits until `more` rows have been acknowledged from now on.
+    ///
+    /// # Errors
+    /// If they are not within `limit`.
+    pub async fn wait_for(&self, more: usize, limit: Duration) -> anyhow::Result<()> {
+        let (before, _) = self.counts();
+        let started = Instant::now();
+        while self.counts().0 < before + more {
+            anyhow::ensure!(started.elapsed() < limit, "no {more} rows were acknowledged within {limit:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
     /// The longest time without an acknowledgement from `since` on.
     pub fn longest_gap(&self, since: Instant) -> Duration {
         let noted = self.lock();

@@ -12,7 +12,7 @@ use super::load::Load;
 /// How long a cluster may take to be whole again after a scene.
 const WHOLE_WITHIN: Duration = Duration::from_secs(90);
 /// How long a member is frozen.
-const FREEZE: Duration = Duration::from_secs(8);
+const FREEZE: Duration = Duration::from_secs(5);
 
 /// Something that is done to the leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
