@@ -82,10 +82,13 @@ fn released(
         world.me.member.release.filter(|release| release.epoch == epoch).unwrap_or(Release { epoch, end });
     let record = Member { release: Some(release), serving: None, ..world.me.member.clone() };
     let at = world.store.phase_since + patience(world, cluster, cause, last);
-    let resting = Decision::rest(Role::Demoting, Why::Fencing { epoch }).waking(at);
+    let resting = Decision::rest(Role::Demoting, Why::Fencing { epoch });
     let decision = with_record(world, Some(record), resting);
-    if !decision.steps.is_empty() || busy(world, db, &[Task::Start]).is_some() || world.now < at {
-        return decision;
+    if !decision.steps.is_empty() || world.now < at {
+        return decision.waking(at);
+    }
+    if let Some((why, until)) = busy(world, db, &[Task::Start]) {
+        return Decision { why, wake_at: until, ..decision };
     }
     succeed_itself(cluster, last, last.timeline)
 }
@@ -169,14 +172,8 @@ pub(super) fn as_member(
         | Server::Refused { .. }
         | Server::Starting { .. }
         | Server::Stuck { primary: false, .. } => {
-            // Without a candidate nobody else would say that an operator has to act.
-            let only_last = cluster.value.sync == Promise::Alone
-                && election::released_end(world, &cluster.value, last).is_none();
-            let why = if only_last {
-                Why::OnlyLastLeaderMayWin { last: last.name.clone() }
-            } else {
-                Why::Fencing { epoch }
-            };
+            // Without a candidate nobody else would say what is missing.
+            let why = election::obstacle(world, &cluster.value, last).unwrap_or(Why::Fencing { epoch });
             Decision::rest(role, why)
         }
     }

@@ -123,6 +123,11 @@ fn alive(world: &World, name: &NodeName) -> bool {
     world.peers.get(name).is_some_and(|peer| peer.heard_within(world.now, world.settings.failure_timeout))
 }
 
+/// What keeps everyone from winning, whoever it is; none if a candidate may.
+pub fn obstacle(world: &World, cluster: &Cluster, last: &Leader) -> Option<Why> {
+    floor(world, cluster, last, &reports(world, cluster)).err()
+}
+
 /// The position that the winner must have; an error while it is not known.
 fn floor(world: &World, cluster: &Cluster, last: &Leader, reports: &[Report<'_>]) -> Result<Position, Why> {
     match &cluster.sync {
