@@ -3,13 +3,13 @@
 //! A follower of a lost upstream goes to the leader; two members that name each other do too.
 
 use super::cluster::Leader;
-use super::world::{Upstream, World};
+use super::world::{ServerBrief, Upstream, World};
 use crate::NodeName;
 
 /// The upstream and the `host:port` of its server.
 pub(super) fn upstream(world: &World, leader: &Leader, leader_address: &str) -> (Upstream, String) {
     let wanted = world.me.tags().replicatefrom.as_ref().filter(|name| *name != &leader.name);
-    let usable = wanted.filter(|name| streams(world, name) && !depends_on_me(world, name));
+    let usable = wanted.filter(|name| streams(world, leader, name) && !depends_on_me(world, name));
     let address = usable.and_then(|name| world.store.member(name)?.server_address.clone());
     match (usable, address) {
         (Some(name), Some(address)) => (Upstream { name: name.clone(), epoch: leader.epoch }, address),
@@ -17,11 +17,15 @@ pub(super) fn upstream(world: &World, leader: &Leader, leader_address: &str) -> 
     }
 }
 
-/// Heard of lately, and itself streaming.
-fn streams(world: &World, name: &NodeName) -> bool {
+/// Heard of lately, and itself streaming what this leader writes: one that has not heard of the leader yet
+/// still streams from an earlier one.
+fn streams(world: &World, leader: &Leader, name: &NodeName) -> bool {
+    let of_this_leader = |brief: &ServerBrief| {
+        brief.state == "streaming" && brief.position.is_some_and(|end| end.timeline == leader.timeline)
+    };
     world.peers.get(name).is_some_and(|peer| {
         peer.heard_within(world.now, world.settings.failure_timeout)
-            && peer.beat.as_ref().is_some_and(|beat| beat.server.state == "streaming")
+            && peer.beat.as_ref().is_some_and(|beat| of_this_leader(&beat.server))
     })
 }
 
@@ -40,9 +44,9 @@ fn depends_on_me(world: &World, name: &NodeName) -> bool {
 }
 
 /// The `host:port` of a follower that is tagged as a preferred source of base backups, if one streams.
-pub(super) fn clone_source(world: &World) -> Option<String> {
+pub(super) fn clone_source(world: &World, leader: &Leader) -> Option<String> {
     let members = world.store.members.values().map(|stored| &stored.value);
     let mut sources =
-        members.filter(|m| m.tags.clonefrom && m.name != *world.me.name() && streams(world, &m.name));
+        members.filter(|m| m.tags.clonefrom && m.name != *world.me.name() && streams(world, leader, &m.name));
     sources.find_map(|m| m.server_address.clone())
 }

@@ -50,7 +50,7 @@ fn act(world: &World, leader: &Leader, db: &Database) -> Decision {
     }
     let Some((serving, address)) = in_office(world, leader) else { return wait_for(world, leader, db) };
     if db.half_built || db.server == Server::Absent || world.me.reinitialise_requested {
-        let address = cascade::clone_source(world).unwrap_or_else(|| address.to_owned());
+        let address = cascade::clone_source(world, leader).unwrap_or_else(|| address.to_owned());
         let keep_old = db.half_built;
         return Decision::step(Role::Rejoining, Why::Cloning, Step::Clone { address, keep_old });
     }
@@ -60,11 +60,25 @@ fn act(world: &World, leader: &Leader, db: &Database) -> Decision {
     {
         return Decision::rest(Role::Waiting, Why::Paused);
     }
+    if of_later_term(leader, db) {
+        return Decision::rest(Role::Rejoining, Why::NoStore).waking(world.now + Duration::from_secs(1));
+    }
     match &db.server {
         Server::Stopped(stopped) => from_rest(world, leader, serving, address, db, stopped),
         Server::Standby(standby) => attach(world, leader, serving, address, db, standby),
         _ => unreachable!("follow() passes on only what is stopped, absent or in recovery"),
     }
+}
+
+/// The history here is of a later term than that of the leader known here: the store has moved on and this
+/// member has not heard of it, so nothing here may be judged by that leader's history.
+fn of_later_term(leader: &Leader, db: &Database) -> bool {
+    let timeline = match &db.server {
+        Server::Standby(standby) => standby.position.map(|position| position.timeline),
+        Server::Stopped(stopped) => Some(stopped.checkpoint.timeline),
+        _ => None,
+    };
+    timeline.is_some_and(|timeline| u64::from(timeline.0) > leader.epoch.0)
 }
 
 /// The leader does not serve yet: be ready for it.
