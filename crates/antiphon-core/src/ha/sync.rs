@@ -130,11 +130,12 @@ pub fn target(world: &World, cluster: &Cluster, primary: &PrimaryServer) -> Prom
     };
     let streaming = |name: &NodeName| primary.standbys.iter().any(|s| s.name == *name && s.streaming);
     // As long as enough others acknowledge, a member that went away is given time to come back. The names in
-    // effect say who does: between the steps of a change the promise is wider than they are.
+    // effect say who does: between the steps of a change the promise is wider than they are. With FIRST k
+    // a member that is named and gone stands in the way of another.
+    let spare = world.settings.synchronous_mode == SyncMode::Quorum;
+    let held = |set: &SyncSet| set.members.iter().filter(|name| streaming(name)).count();
     let patience = match &primary.sync {
-        SyncNames::Set(set) if set.members.iter().filter(|name| streaming(name)).count() >= set.k => {
-            world.settings.ttl
-        }
+        SyncNames::Set(set) if spare && held(set) >= set.k => world.settings.ttl,
         _ => world.settings.sync_timeout.unwrap_or(world.settings.failure_timeout),
     };
     // A leader that has just been elected cannot have seen anyone stream from it yet.
