@@ -163,8 +163,8 @@ pub fn promise_of_winner(world: &World, cluster: &Cluster) -> Promise {
     };
     let alive = |name: &NodeName| {
         let peer = world.peers.get(name);
-        let replica = peer.and_then(|p| p.beat.as_ref()).is_some_and(|beat| beat.server.role == "replica");
-        replica && peer.is_some_and(|p| p.heard_within(world.now, world.settings.failure_timeout))
+        let replays = peer.and_then(|p| p.beat.as_ref()).is_some_and(|beat| beat.server.replayed.is_some());
+        replays && peer.is_some_and(|p| p.heard_within(world.now, world.settings.failure_timeout))
     };
     let eligible: Vec<NodeName> = acknowledgers(world).into_iter().filter(alive).collect();
     promise_for(world, stored, &eligible)
