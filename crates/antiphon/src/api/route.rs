@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use hyper::header::TRANSFER_ENCODING;
 use hyper::{Method, Request, StatusCode};
 
 use super::connections::Connection;
@@ -104,7 +104,7 @@ check that fails (503). An unsafe verb on a path that is not listed is 501.
 | what | limit | beyond it |
 | --- | --- | --- |
 | head of a request | 16 KiB, 100 headers, 10 s | 431, or closed |
-| body | 1 MiB, 10 s, 128 levels of JSON, no key twice | 413, 408, 400 |
+| body | 1 MiB, 10 s, 128 levels of JSON, no key twice | 413, 408, 400; 411 if it comes in chunks |
 | connections | 10,000, or half of the files that the process may open | the longest idle one is closed |
 | idle connection | 60 s | closed |
 | readers of `/events` | 1,000; one that takes nothing for 30 s | 503; closed |
@@ -185,8 +185,9 @@ async fn change(
     }
     let view = api.view.borrow().clone();
     api.access.check(&view, connection.peer.ip(), request.headers()).await?;
-    if request.headers().contains_key(CONTENT_LENGTH) && request.headers().contains_key(TRANSFER_ENCODING) {
-        return Err(refuse(StatusCode::BAD_REQUEST, "Content-Length and Transfer-Encoding contradict each other"));
+    // A length that is announced can be refused before anything is read; and two of them cannot contradict.
+    if request.headers().contains_key(TRANSFER_ENCODING) {
+        return Err(refuse(StatusCode::LENGTH_REQUIRED, "send the body with a Content-Length, not in chunks"));
     }
     tracing::info!(peer = %connection.peer, %method, %path, "request to change something");
     match (method.as_str(), first(&path)) {

@@ -220,7 +220,7 @@ pub(super) async fn status(target: &TargetArgs, args: &StatusArgs) -> Result<(),
 
 /// The cluster in a few lines.
 pub(super) fn status_text(cluster: &Cluster, troubles: &[String]) -> String {
-    let epoch = cluster.epoch.map(|epoch| format!(" since term {epoch}")).unwrap_or_default();
+    let epoch = cluster.epoch.map(|epoch| format!(" in term {epoch}")).unwrap_or_default();
     let leader = match cluster.leader() {
         Some(leader) => format!("{} leads{epoch}", leader.name),
         None => "nobody leads".to_owned(),
