@@ -1,8 +1,8 @@
 //! Takes connections of peers: lets in those that prove themselves, and hands on what they send.
 //!
-//! Strangers cost little: a bounded number of unproven connections, in all and for one host, each with 5 s and
-//! 1 KiB a message; one log line a second at most says who was refused and why. A peer has one connection: a
-//! new one, once proven, takes the place of the old.
+//! Strangers cost little: a bounded number of unproven connections, in all and for one host, each with 5 s
+//! and 1 KiB a message; one log line a second at most says who was refused and why. A peer has one
+//! connection: a new one, once proven, takes the place of the old.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -66,6 +66,7 @@ async fn welcome(
     match outcome {
         Ok(Ok((peer, seal))) => {
             drop(unproven);
+            shared.nudge(&peer.address);
             // A task of its own, so that a later connection of the same peer can end this one.
             let task = tokio::spawn(listen(stream, seal, peer.address.clone(), Arc::clone(&door), shared));
             let _ends_with_us = Ends(task.abort_handle());

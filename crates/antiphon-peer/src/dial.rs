@@ -1,9 +1,9 @@
 //! Keeps one outgoing connection to each wanted peer and says what became of it.
 //!
-//! A lost link is dialled again at once: if the peer's process is gone, its kernel refuses within a round trip,
-//! and that is the fastest proof of death there is. After that the attempts back off to 500 ms. A peer whose
-//! host stops answering is found by unacknowledged bytes (TCP_USER_TIMEOUT), which a ping every 250 ms makes
-//! sure exist.
+//! A lost link is dialled again at once: if the peer's process is gone, its kernel refuses within a round
+//! trip, and that is the fastest proof of death there is. After that the attempts back off to 500 ms. A peer
+//! whose host stops answering is found by unacknowledged bytes (TCP_USER_TIMEOUT), which a ping every 250 ms
+//! makes sure exist.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -17,7 +17,7 @@ use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::handshake::{self, HandshakeError};
 use crate::outbox::Outbox;
@@ -73,7 +73,8 @@ async fn keep(address: String, outbox: Arc<Outbox>, shared: Arc<Shared>) {
     let mut attempt = 0;
     loop {
         let wait = WAITS_MS.get(attempt).or(WAITS_MS.last()).copied().unwrap_or_default();
-        sleep(Duration::from_millis(wait)).await;
+        // A peer that has just dialled us is back: no need to wait out the pause.
+        let _ = timeout(Duration::from_millis(wait), outbox.nudged()).await;
         attempt = attempt.saturating_add(1);
         let down = match connect(&address, &shared).await {
             Ok((stream, seal, node)) => {

@@ -6,10 +6,11 @@
 //! dialer   -> proof  HMAC(key, "dialer"   | both hellos)
 //! acceptor -> proof  HMAC(key, "acceptor" | both hellos), or refuse
 //! ```
-//! Each message is `kind u8 | length u16 | body`, at most 4 KiB before the proof. The direction is part of what
-//! is proven, so that a proof cannot be sent back to where it came from; the nonces make it good for this
-//! connection only. The acceptor proves nothing to one that has not: a stranger learns no material to guess
-//! the secret from. Nothing here decides whether an address is welcome: whoever knows the secret is a member.
+//! Each message is `kind u8 | length u16 | body`, at most 1 KiB long. The direction is part of
+//! what is proven, so that a proof cannot be sent back to where it came from; the nonces make it good for
+//! this connection only. The acceptor proves nothing to one that has not: a stranger learns no material to
+//! guess the secret from. Nothing here decides whether an address is welcome: whoever knows the secret is a
+//! member.
 
 use std::io;
 
@@ -75,7 +76,7 @@ fn mac(key: &[u8]) -> Hmac<Sha256> {
     Hmac::new_from_slice(key).expect("HMAC takes keys of any length")
 }
 
-/// Dials' side: proves itself to `stream`, demands proof, and returns the peer with the seal of what is sent.
+/// Dialer's side: proves itself to `stream`, demands proof, and returns the peer with the seal of what is sent.
 pub(crate) async fn dial<S>(
     stream: &mut S,
     own: &Identity,

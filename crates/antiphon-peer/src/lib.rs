@@ -308,6 +308,14 @@ impl Shared {
         });
     }
 
+    /// A peer has linked to us: dials it at once if it was not reached.
+    pub(crate) fn nudge(&self, address: &str) {
+        let outboxes = self.outboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(outbox) = outboxes.get(address) {
+            outbox.nudge();
+        }
+    }
+
     /// Hands a message to its inbox; false if there is no room for it.
     pub(crate) fn deliver(&self, from: &str, channel: Channel, body: Bytes) -> bool {
         let Ok(share) = u32::try_from(body.len()) else { return false };

@@ -1,7 +1,7 @@
 //! What waits to be sent to one peer: two bounded queues, heartbeats first.
 //!
-//! Open only while the link is up: what was said to a peer that could not hear it is stale by the time it can,
-//! and both heartbeats and Raft say it again. It must never block the caller.
+//! Open only while the link is up: what was said to a peer that could not hear it is stale by the time it
+//! can, and both heartbeats and Raft say it again. It must never block the caller.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -19,6 +19,7 @@ const BEATS_MAX: usize = 4;
 pub(crate) struct Outbox {
     queues: Mutex<Queues>,
     filled: Notify,
+    nudged: Notify,
 }
 
 #[derive(Default)]
@@ -61,6 +62,16 @@ impl Outbox {
         drop(queues);
         self.filled.notify_one();
         true
+    }
+
+    /// The peer was heard: it is worth dialling now.
+    pub(crate) fn nudge(&self) {
+        self.nudged.notify_one();
+    }
+
+    /// Waits for a nudge; one that came before counts.
+    pub(crate) async fn nudged(&self) {
+        self.nudged.notified().await;
     }
 
     /// Waits for the next message, the oldest heartbeat before any Raft message.

@@ -1,5 +1,7 @@
-//! What the links between members promise, over real sockets on loopback: messages arrive, a dead peer shows at
-//! once, and nobody without the secret gets in or does harm.
+//! What the links between members promise, over real sockets on loopback: messages arrive, a dead peer shows
+//! at once, and nobody without the secret gets in or does harm.
+//!
+//! Members and strangers run in this process; a stranger has a plain socket and may say anything.
 
 #![allow(clippy::unwrap_used, reason = "a failed assumption of a test is a failed test")]
 

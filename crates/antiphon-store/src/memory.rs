@@ -1,7 +1,7 @@
 //! A store in memory: for tests and for a demonstration that needs no disk.
 //!
-//! Clones share one space, as the members of a cluster do. Nothing survives the last clone, so it must never be
-//! what a real cluster agrees with.
+//! Clones share one space, as the members of a cluster do. Nothing survives the last clone, so it must never
+//! be what a real cluster agrees with.
 
 use std::sync::Arc;
 

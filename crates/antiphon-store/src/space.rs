@@ -1,7 +1,7 @@
 //! The rules of the key space, the same for every store: what a transaction may hold, and what it does.
 //!
-//! Pure, so that every member of a Raft cluster that applies the same transactions has the same space. It never
-//! looks at anything but its arguments.
+//! Pure, so that every member of a Raft cluster that applies the same transactions has the same space. It
+//! never looks at anything but its arguments.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! What every store promises, run against each of them: memory, Raft with one and with three members over
 //! loopback, and a real etcd.
+//!
+//! Each promise is a function over several handles on one space, as the members of a cluster have them.
 
 #![allow(clippy::unwrap_used, reason = "a failed assumption of a test is a failed test")]
 
@@ -199,7 +201,7 @@ async fn compare_and_set(stores: &Stores) {
     let removes = Transaction { deletes: vec!["cas".to_owned(), "never".to_owned()], ..Default::default() };
     let third = a.commit(expecting("cas", Expect::At(second), removes)).await.unwrap();
     assert!(third > second);
-    assert_eq!(value(&*b.read().await.unwrap(), "cas"), None);
+    assert_eq!(value(&b.read().await.unwrap(), "cas"), None);
     assert_eq!(conflict_key(b.commit(expecting("cas", Expect::At(second), put("cas", "5"))).await), "cas");
     b.commit(expecting("cas", Expect::Absent, put("cas", "6"))).await.unwrap();
 }
@@ -325,6 +327,6 @@ async fn concurrent_increments_all_count(stores: &Stores) {
         tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
     }
     for store in stores {
-        assert_eq!(value(&*store.read().await.unwrap(), "sum").as_deref(), Some("100"));
+        assert_eq!(value(&store.read().await.unwrap(), "sum").as_deref(), Some("100"));
     }
 }

@@ -1,11 +1,11 @@
 //! What the embedded Raft store promises beyond the contract: it survives restarts, the death of its leader,
 //! lost directories, and changes of its membership.
+//!
+//! Members run in this process, over real sockets and real files; stopping one closes both.
 
 #![allow(clippy::unwrap_used, reason = "a failed assumption of a test is a failed test")]
 
 mod support;
-
-use std::time::{Duration, Instant};
 
 use antiphon_store::{RaftError, Store, StoreError};
 use support::{Member, TempDir, put, start, wait_leader, wait_status};
@@ -17,12 +17,6 @@ async fn value(member: &Member, key: &str) -> Option<String> {
 
 fn addresses(members: &[Member]) -> Vec<String> {
     members.iter().map(|member| member.address.clone()).collect()
-}
-
-fn restart(member: Member, all: &[String]) -> Member {
-    let (dir, address) = (member.dir.clone(), member.address.clone());
-    drop(member);
-    start(&dir, &address, all, false)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -194,54 +188,4 @@ async fn a_directory_serves_one_process_and_one_address() {
     drop(member);
     let refused = antiphon_store::RaftStore::start(moved).err().unwrap();
     assert!(refused.to_string().contains("belongs to the member at"), "{refused}");
-}
-
-/// Not a test of a promise but the measure that the decision for this store rests on: run with
-/// `--ignored --nocapture`, in release.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement: cargo test --release -p antiphon-store --test raft_members -- --ignored --nocapture"]
-async fn measure() {
-    let dir = TempDir::new();
-    let mut members = support::cluster(&dir, 3).await;
-    let all = addresses(&members);
-    let leader = wait_leader(&members).await;
-    for (who, at) in [("leader", leader), ("follower", (leader + 1) % 3)] {
-        let mut commits = Vec::new();
-        let mut reads = Vec::new();
-        for number in 0..500 {
-            let begun = Instant::now();
-            members[at].store.commit(put("measured", &number.to_string())).await.unwrap();
-            commits.push(begun.elapsed());
-            let begun = Instant::now();
-            members[at].store.read().await.unwrap();
-            reads.push(begun.elapsed());
-        }
-        print(&format!("commit at the {who}"), commits);
-        print(&format!("read at the {who}"), reads);
-    }
-    for told in [true, false] {
-        let mut takeovers = Vec::new();
-        for _ in 0..20 {
-            let leader = wait_leader(&members).await;
-            let dead = members.remove(leader);
-            let (path, address) = (dead.dir.clone(), dead.address.clone());
-            drop(dead);
-            let begun = Instant::now();
-            if told {
-                members.iter().for_each(|member| member.store.leader_died(&address));
-            }
-            members[0].store.commit(put("after", "death")).await.unwrap();
-            takeovers.push(begun.elapsed());
-            members.push(start(&path, &address, &all, false));
-        }
-        print(&format!("from the leader's death to a commit, told: {told}"), takeovers);
-    }
-    let member = members.remove(0);
-    members.push(restart(member, &all));
-}
-
-fn print(what: &str, mut times: Vec<Duration>) {
-    times.sort();
-    let at = |share: usize| times[(times.len() * share / 100).min(times.len() - 1)];
-    println!("{what}: median {:?}, p99 {:?}, max {:?} ({} runs)", at(50), at(99), at(100), times.len());
 }

@@ -1,7 +1,7 @@
 //! One JSON call to etcd's gateway: which endpoint, within which time, and what a failure means.
 //!
-//! A call whose request may have arrived is never sent a second time unless it only reads: a write that was done
-//! twice would answer a conflict with itself.
+//! A call whose request may have arrived is never sent a second time unless it only reads: a write that was
+//! done twice would answer a conflict with itself.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;

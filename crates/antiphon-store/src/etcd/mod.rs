@@ -1,8 +1,8 @@
 //! The store in an etcd that runs already: version 3, by its JSON gateway.
 //!
-//! Transactions are etcd's own, with compares on the revision of a key's creation and last write. The snapshot
-//! is kept by a watch; after a connection is lost, or the watched revision was compacted away, the whole prefix
-//! is read again. A snapshot older than the one that is shown is never shown.
+//! Transactions are etcd's own, with compares on the revision of a key's creation and last write. The
+//! snapshot is kept by a watch; after a connection is lost, or the watched revision was compacted away, the
+//! whole prefix is read again. A snapshot older than the one that is shown is never shown.
 
 mod http;
 

@@ -1,4 +1,7 @@
-//! Raft's own log lines, sent to `tracing`, one level down: what matters to an operator is said by this crate.
+//! The library's voice.
+//!
+//! Raft's own log lines, sent to `tracing`, one level down: what matters to an operator is said by this
+//! crate.
 
 use slog::{Drain, Level, Logger, Never, OwnedKVList, Record, o};
 

@@ -1,8 +1,8 @@
 //! Calls under way: commits, reads and membership changes that someone waits for.
 //!
-//! A commit is proposed again when the leader changes or nothing was heard of it for a while; the machine does
-//! it once, because it knows the request's number. A read asks for a read index again in the same cases. All end
-//! at their deadline. Time is counted in ticks: nothing here looks at a clock.
+//! A commit is proposed again when the leader changes or nothing was heard of it for a while; the machine
+//! does it once, because it knows the request's number. A read asks for a read index again in the same cases.
+//! All end at their deadline. Time is counted in ticks: nothing here looks at a clock.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -94,21 +94,27 @@ impl Calls {
     /// Answers the reads whose index is applied.
     pub(crate) fn serve_reads(&mut self, applied: u64, space: &Arc<Snapshot>) {
         let served = |read: &Read| read.index.is_some_and(|index| index <= applied);
-        for (_, read) in self.reads.extract_if(.., |_, read| served(read)) {
+        for (_, read) in take_if(&mut self.reads, served) {
             let _ = read.reply.send(Ok(Arc::clone(space)));
         }
     }
 
     /// Ends the calls whose deadline has come.
     pub(crate) fn expire(&mut self, now: u64, limit: Duration, limit_of_changes: Duration) {
-        for (_, commit) in self.commits.extract_if(.., |_, commit| commit.waits.deadline <= now) {
+        for (_, commit) in take_if(&mut self.commits, |commit| commit.waits.deadline <= now) {
             let _ = commit.reply.send(Err(StoreError::Timeout(limit)));
         }
-        for (_, read) in self.reads.extract_if(.., |_, read| read.waits.deadline <= now) {
+        for (_, read) in take_if(&mut self.reads, |read| read.waits.deadline <= now) {
             let _ = read.reply.send(Err(StoreError::Timeout(limit)));
         }
         for change in self.changes.extract_if(.., |change| change.deadline <= now) {
             let _ = change.reply.send(Err(StoreError::Timeout(limit_of_changes)));
         }
     }
+}
+
+/// Takes out all for which `condition` holds.
+pub(crate) fn take_if<T>(map: &mut BTreeMap<u64, T>, condition: impl Fn(&T) -> bool) -> Vec<(u64, T)> {
+    let taken: Vec<u64> = map.iter().filter(|(_, value)| condition(value)).map(|(key, _)| *key).collect();
+    taken.into_iter().filter_map(|key| map.remove_entry(&key)).collect()
 }

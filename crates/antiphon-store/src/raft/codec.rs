@@ -93,7 +93,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A 64-bit FNV-1a hash, written out here so that it is the same in every release; never 0, which names no node.
+/// A 64-bit FNV-1a hash, written out here so that it is the same in every release; never 0, which names no
+/// node.
 pub(crate) fn hash(parts: &[&[u8]]) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;

@@ -1,7 +1,7 @@
 //! What the files of a Raft member have in common: the lock, the identity, and how a file is replaced.
 //!
-//! A directory belongs to one process at a time, and to one identity for ever: whoever finds it empty gets a new
-//! one, so that a member whose directory was wiped never votes again as the one that had voted before.
+//! A directory belongs to one process at a time, and to one identity for ever: whoever finds it empty gets a
+//! new one, so that a member whose directory was wiped never votes again as the one that had voted before.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

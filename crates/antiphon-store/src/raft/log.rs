@@ -1,15 +1,15 @@
-//! The log file: batches of what Raft must not forget, each made durable before anything that depends on it is
-//! said to another member.
+//! The log file: batches of what Raft must not forget, each made durable before anything that depends on it
+//! is said to another member.
 //!
 //! ```text
 //! header   "ANTIPLOG" | version u32 | generation u64 | crc u32
 //! batch    length u32 | crc u32 (of length and payload) | payload
 //! ```
-//! One batch is one write and one flush. So a damaged batch that nothing follows may be one that a crash tore,
-//! and is cut off, with a log line; one that something follows was durable once, and the member refuses to
-//! start. To tell a torn last batch from a damaged one, the file `mark` holds how much was flushed: it is
-//! written after every flush, not flushed itself, and so never ahead of the log. A log that is shorter than its
-//! mark, or damaged before it, has lost what others may count on: refused, never cut.
+//! One batch is one write and one flush. So a damaged batch that nothing follows may be one that a crash
+//! tore, and is cut off, with a log line; one that something follows was durable once, and the member refuses
+//! to start. To tell a torn last batch from a damaged one, the file `mark` holds how much was flushed: it is
+//! written after every flush, not flushed itself, and so never ahead of the log. A log that is shorter than
+//! its mark, or damaged before it, has lost what others may count on: refused, never cut.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -39,8 +39,8 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Opens the log in `dir` and returns the batches in it, oldest first. A new one is begun if there is none
-    /// and `may_create`.
+    /// Opens the log in `dir` and returns the batches in it, oldest first. A new one is begun if there is
+    /// none and `may_create`.
     pub(crate) fn open(dir: &Path, may_create: bool) -> Result<(Self, Vec<Vec<u8>>), DiskError> {
         let path = dir.join("log");
         let mark_path = dir.join("mark");
@@ -79,8 +79,8 @@ impl Log {
         Ok((log, batches))
     }
 
-    /// Appends one batch; it is durable when this returns. After an error the log must not be used again: what
-    /// the disk holds is then unknown.
+    /// Appends one batch; it is durable when this returns. After an error the log must not be used again:
+    /// what the disk holds is then unknown.
     pub(crate) fn append(&mut self, payload: &[u8]) -> Result<(), DiskError> {
         let batch = frame(&self.path, payload)?;
         self.file.write_all_at(&batch, self.length).map_err(DiskError::io("write", &self.path))?;

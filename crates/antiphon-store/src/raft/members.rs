@@ -1,17 +1,17 @@
 //! Who belongs to the cluster: how it is founded, how members come and go.
 //!
-//! *Founding.* A member that holds no state tells the configured members who it is. When all of them have been
-//! seen without state, or after a while a majority of them, the one with the lowest address founds the cluster
-//! for all: members that were not seen get a placeholder id that never votes, so that a majority of the
-//! configured ones is needed from the first moment. A member that has state, or has voted in a cluster, keeps
-//! everyone else from founding one.
+//! *Founding.* A member that holds no state tells the configured members who it is. When all of them have
+//! been seen without state, or after a while a majority of them, the one with the lowest address founds the
+//! cluster for all: members that were not seen get a placeholder id that never votes, so that a majority of
+//! the configured ones is needed from the first moment. A member that has state, or has voted in a cluster,
+//! keeps everyone else from founding one.
 //!
-//! *Replacing.* Ids are drawn with the directory. A member that shows up empty under a member's address has lost
-//! its directory, or is the one behind a placeholder: the leader puts the new id, as a learner, in the place of
-//! the old one, in one step. So a wiped member never votes as the one whose votes it forgot.
+//! *Replacing.* Ids are drawn with the directory. A member that shows up empty under a member's address has
+//! lost its directory, or is the one behind a placeholder: the leader puts the new id, as a learner, in the
+//! place of the old one, in one step. So a wiped member never votes as the one whose votes it forgot.
 //!
-//! *Growing and shrinking.* A new address waits until someone asks for it. Learners that have caught up become
-//! voters.
+//! *Growing and shrinking.* A new address waits until someone asks for it. Learners that have caught up
+//! become voters.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -321,8 +321,8 @@ fn found(members: &BTreeMap<u64, String>) -> Found {
     let named: Vec<Vec<u8>> = named.collect();
     let parts: Vec<&[u8]> = named.iter().map(Vec::as_slice).collect();
     let cluster = hash(&parts);
-    let mut snapshot = Snapshot::default();
-    snapshot.data = Machine::founded(cluster, members.clone()).encode().into();
+    let data = Machine::founded(cluster, members.clone()).encode().into();
+    let mut snapshot = Snapshot { data, ..Snapshot::default() };
     let meta = snapshot.mut_metadata();
     meta.index = 1;
     meta.term = 1;

@@ -1,8 +1,8 @@
 //! The default store: Raft among the cluster's members, in this process, with a log of its own.
 //!
-//! [`RaftStore`] is a handle; the member behind it ([`node::Node`]) is stepped by a thread of its own, because
-//! it flushes the log and because load in the rest of the program must not look like death to its peers. When
-//! the member stops for an error, every call says so: it never goes on with what it cannot trust.
+//! [`RaftStore`] is a handle; the member behind it ([`node::Node`]) is stepped by a thread of its own,
+//! because it flushes the log and because load in the rest of the program must not look like death to its
+//! peers. When the member stops for an error, every call says so: it never goes on with what it cannot trust.
 
 mod bridge;
 mod calls;
@@ -199,7 +199,8 @@ impl RaftStore {
             .spawn({
                 let failure = Arc::clone(&failure);
                 move || {
-                    // The library panics where its own invariants break: this member is then not to be trusted.
+                    // The library panics where its own invariants break: this member is then not to be
+                    // trusted.
                     let run = AssertUnwindSafe(|| runtime.block_on(run(node, peers, inbox, called, timings)));
                     let why = match catch_unwind(run) {
                         Ok(Ok(())) => return,

@@ -1,8 +1,9 @@
-//! One member of the Raft cluster, as a machine that is stepped: messages, calls and ticks go in, messages and
-//! answers come out. It has no thread and no clock of its own; it does write and flush the log, because what
-//! must be durable before a message leaves is decided here.
+//! One member of the Raft cluster, as a machine that is stepped: messages, calls and ticks go in, messages
+//! and answers come out. It has no thread and no clock of its own; it does write and flush the log, because
+//! what must be durable before a message leaves is decided here.
 //!
-//! The order in [`Node::settle`] is what safety rests on: votes and acknowledgements are sent after the flush.
+//! The order in [`Node::settle`] is what safety rests on: votes and acknowledgements are sent after the
+//! flush.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use protobuf::Message as _;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::calls::{Calls, Change, Commit, Leadership, Read, Reply, Waits};
+use super::calls::{Calls, Change, Commit, Leadership, Read, Reply, Waits, take_if};
 use super::disk::Home;
 use super::machine::Command;
 use super::members::{Found, Members};
@@ -114,9 +115,7 @@ impl Node {
         self.raw.tick();
         let RaftTimings { call_limit, change_limit, .. } = self.timings;
         self.calls.expire(self.now, call_limit, change_limit);
-        let lost: Vec<u64> =
-            self.snapshots_sent.extract_if(.., |_, at| *at <= self.now).map(|(to, _)| to).collect();
-        for to in lost {
+        for (to, _) in take_if(&mut self.snapshots_sent, |at| *at <= self.now) {
             // Ignored by Raft if the snapshot was acknowledged meanwhile.
             self.raw.report_snapshot(to, SnapshotStatus::Failure);
         }

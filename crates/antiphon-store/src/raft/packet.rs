@@ -1,7 +1,8 @@
 //! What members say to each other on the Raft channel: Raft's own messages, and who is there.
 //!
-//! Every Raft message names its cluster: one from another cluster, or for another incarnation of this member, is
-//! not for us. Bytes come from members that proved themselves; they are still checked, never trusted to parse.
+//! Every Raft message names its cluster: one from another cluster, or for another incarnation of this member,
+//! is not for us. Bytes come from members that proved themselves; they are still checked, never trusted to
+//! parse.
 
 use ::raft::eraftpb::Message;
 use bytes::Bytes;
@@ -63,5 +64,39 @@ pub(crate) fn unpack(bytes: &[u8]) -> Option<Packet> {
             Some(Packet::Presence(presence))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ::raft::eraftpb::Entry;
+
+    use super::*;
+
+    #[test]
+    fn messages_survive_their_packing_and_no_cut_or_changed_one_panics() {
+        let mut message = Message { to: 1, from: 2, term: 3, index: 4, ..Message::default() };
+        message.set_entries(vec![Entry { index: 5, data: vec![7; 40].into(), ..Entry::default() }].into());
+        message.mut_snapshot().mut_metadata().mut_conf_state().set_voters(vec![1, 2, 3]);
+        let packed = pack_raft(9, &message).unwrap();
+        match unpack(&packed) {
+            Some(Packet::Raft { cluster: 9, message: unpacked }) => assert_eq!(*unpacked, message),
+            other => panic!("{other:?}"),
+        }
+        let presence = Presence { node: 1, cluster: 0, empty: true };
+        let told = pack_presence(presence);
+        assert!(matches!(unpack(&told), Some(Packet::Presence(unpacked)) if unpacked == presence));
+        for bytes in [packed, told] {
+            for length in 0..bytes.len() {
+                unpack(&bytes[..length]);
+            }
+            for position in 0..bytes.len() {
+                for value in [0, 1, 0x7f, 0x80, 0xff] {
+                    let mut changed = bytes.to_vec();
+                    changed[position] = value;
+                    unpack(&changed);
+                }
+            }
+        }
     }
 }

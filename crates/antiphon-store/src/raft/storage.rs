@@ -382,8 +382,7 @@ impl ::raft::Storage for Storage {
         if self.applied.0 < request_index || self.applied.0 == 0 {
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         }
-        let mut snapshot = Snapshot::default();
-        snapshot.data = self.machine.encode().into();
+        let mut snapshot = Snapshot { data: self.machine.encode().into(), ..Snapshot::default() };
         let meta = snapshot.mut_metadata();
         meta.index = self.applied.0;
         meta.term = self.applied.1;

@@ -1,4 +1,7 @@
 //! Members of a Raft cluster in this process, over real sockets on loopback and real files, for the tests.
+//!
+//! Everything is removed and stopped when it is dropped. What waits here looks at a condition until it holds;
+//! nothing waits for time to pass.
 
 #![allow(clippy::unwrap_used, dead_code, reason = "a failed assumption of a test is a failed test")]
 

@@ -1,5 +1,7 @@
-//! The log under damage: what a crash can leave is recovered, what a crash cannot leave is refused, and nothing
-//! that was durable is lost in silence.
+//! The log under damage: what a crash can leave is recovered, what a crash cannot leave is refused, and
+//! nothing that was durable is lost in silence.
+//!
+//! Each case is drawn from a seed that its failure prints.
 
 use super::*;
 

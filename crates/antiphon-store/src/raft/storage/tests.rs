@@ -1,4 +1,6 @@
 //! What a member reads back from its directory, at every step of what it writes.
+//!
+//! A crash is played by putting back the files as they were at that point.
 
 use super::*;
 use crate::raft::machine::Command;
@@ -37,8 +39,7 @@ fn snapshot(index: u64, term: u64) -> Snapshot {
     let mut machine = Machine::founded(3, BTreeMap::from([(9, "a:1".to_owned())]));
     let stored = Versioned { value: "from the snapshot".to_owned(), revision: 1 };
     Arc::make_mut(&mut machine.space).entries.insert("key".to_owned(), stored);
-    let mut snapshot = Snapshot::default();
-    snapshot.data = machine.encode().into();
+    let mut snapshot = Snapshot { data: machine.encode().into(), ..Snapshot::default() };
     snapshot.mut_metadata().index = index;
     snapshot.mut_metadata().term = term;
     snapshot.mut_metadata().mut_conf_state().set_voters(vec![9]);
