@@ -175,6 +175,12 @@ pub struct About {
     pub started: Option<String>,
     /// Parameters that a restart would change.
     pub pending_restart: Vec<String>,
+    /// Who streams from this server: the server's own view of it, one JSON object a follower.
+    pub replication: Vec<serde_json::Value>,
+    /// When the last replayed transaction was committed, as the server writes it (a standby).
+    pub replayed_at: Option<String>,
+    /// Replay is paused (a standby).
+    pub replay_paused: bool,
 }
 
 /// Hands on one server. All methods may be called at any time, from any task.

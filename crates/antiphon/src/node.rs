@@ -12,12 +12,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use antiphon_core::ha::cluster::Request;
 use antiphon_core::ha::role::Role;
 use antiphon_core::ha::world::{Local, Server, StopMode};
 use antiphon_engine::{Engine, Work};
 use antiphon_store::{Expect, Store, Transaction};
+use anyhow::Context;
 use nix::unistd::{User, chown, initgroups, setgid, setuid};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -96,7 +96,12 @@ fn prepare(config: &NodeConfig) -> anyhow::Result<()> {
     let Some(user) = user else { return Ok(()) };
     let name = std::ffi::CString::new(user.name.clone()).context("the server user's name has a NUL in it")?;
     initgroups(&name, user.gid).and_then(|()| setgid(user.gid)).and_then(|()| setuid(user.uid)).with_context(
-        || format!("could not become user {}, whom the server runs as; PostgreSQL refuses to run as root", user.name),
+        || {
+            format!(
+                "could not become user {}, whom the server runs as; PostgreSQL refuses to run as root",
+                user.name
+            )
+        },
     )
 }
 
@@ -110,9 +115,9 @@ fn server_user(config: &NodeConfig) -> anyhow::Result<User> {
         .filter(|user| !user.uid.is_root());
     match owner {
         Some(user) => Ok(user),
-        None => User::from_name("postgres")
-            .context("could not look up user postgres")?
-            .context("there is no user postgres to run the server as: create it, or do not start antiphon as root"),
+        None => User::from_name("postgres").context("could not look up user postgres")?.context(
+            "there is no user postgres to run the server as: create it, or do not start antiphon as root",
+        ),
     }
 }
 
@@ -156,7 +161,8 @@ fn serve(file: &Path, config: &NodeConfig) -> anyhow::Result<()> {
             allowlist: config.restapi.allowlist.clone(),
             include_members: config.restapi.allowlist_include_members,
         };
-        let api = api::Api::new(shown.clone(), commands.clone(), store.clone(), access, config.dynamic_commands());
+        let api =
+            api::Api::new(shown.clone(), commands.clone(), store.clone(), access, config.dynamic_commands());
         let (api_stop, api_stopped) = oneshot::channel::<()>();
         let serving = tokio::spawn(api::serve(listener, api, async move {
             let _ = api_stopped.await;
@@ -257,7 +263,8 @@ async fn end(
     }
     if matches!(view.borrow().decision.role, Role::Leader { .. }) {
         tracing::info!("handing leadership over before ending");
-        let request = Request { leader: Some(me.clone()), candidate: None, scheduled_at: None, accept_loss: false };
+        let request =
+            Request { leader: Some(me.clone()), candidate: None, scheduled_at: None, accept_loss: false };
         let text = serde_json::to_string(&request).unwrap_or_default();
         let ask = Transaction {
             expects: vec![("failover".to_owned(), Expect::Absent)],
@@ -279,7 +286,8 @@ async fn end(
 
 /// Another member leads, or this one's server has stopped for it.
 fn released(view: &Arc<View>) -> bool {
-    let leads_elsewhere = view.world.store.cluster.as_ref().and_then(|cluster| cluster.value.leader()).is_some();
+    let leads_elsewhere =
+        view.world.store.cluster.as_ref().and_then(|cluster| cluster.value.leader()).is_some();
     let stopped = matches!(&view.world.local, Local::Database(db) if matches!(db.server, Server::Stopped(_)));
     leads_elsewhere || stopped
 }
@@ -290,7 +298,9 @@ async fn stop_server(engine: Arc<dyn Engine>) {
     let mut mode = StopMode::Fast;
     loop {
         let database = engine.observe().await;
-        if matches!(database.server, Server::Stopped(_) | Server::Absent | Server::Refused { .. }) && database.task.is_none() {
+        if matches!(database.server, Server::Stopped(_) | Server::Absent | Server::Refused { .. })
+            && database.task.is_none()
+        {
             tracing::info!("the server is stopped");
             return;
         }

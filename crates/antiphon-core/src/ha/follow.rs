@@ -170,6 +170,11 @@ fn attach(
         "a follower streams from no leader of a term it is fenced against"
     );
     if standby.upstream.as_ref() == Some(&upstream) {
+        // One that was started with its upstream was not compared before; a fork shows as never streaming.
+        let forked = |position| rejoin::fork(serving, position) == Fork::Diverged;
+        if !standby.streaming && standby.position.is_some_and(forked) {
+            return rewind(world, leader_address, db);
+        }
         let decision = Decision::rest(role, Why::Following { upstream: upstream.name });
         return slots::with_slots(world, db, decision);
     }

@@ -110,7 +110,8 @@ impl Hands {
     }
 
     async fn change_cluster(&self, step: &Step, records: &records::Records) -> Result<bool, StoreError> {
-        let Step::ChangeCluster { cluster, expect, take_lease, lease_unchanged, consume_request } = step else {
+        let Step::ChangeCluster { cluster, expect, take_lease, lease_unchanged, consume_request } = step
+        else {
             unreachable!("called for ChangeCluster alone")
         };
         let expected = if *expect == 0 { Expect::Absent } else { Expect::At(*expect) };
@@ -170,7 +171,9 @@ impl Hands {
             Step::Unfollow => return engine.unfollow().await,
             Step::Slots { keep, drop } => return engine.slots(keep, drop).await,
             Step::Initialise => Work::Initialise,
-            Step::Clone { address, keep_old } => Work::Clone { address: address.clone(), keep_old: *keep_old },
+            Step::Clone { address, keep_old } => {
+                Work::Clone { address: address.clone(), keep_old: *keep_old }
+            }
             Step::Rewind { address } => Work::Rewind { address: address.clone() },
             Step::StartStandby { upstream } => Work::StartStandby { upstream: upstream.clone() },
             Step::StartPrimary { epoch, sync } => Work::StartPrimary { epoch: *epoch, sync: sync.clone() },

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context;
 use antiphon_core::ha::cluster::{FORMAT, Member, Tags};
 use antiphon_core::settings::Settings;
 use antiphon_engine::{Credentials, Engine, PgSettings, Postgres};
 use antiphon_peer::{Inboxes, PeerSettings, Peers};
 use antiphon_store::Store;
+use anyhow::Context;
 
 use antiphon_store::{RaftSettings, RaftStore, RaftTimings};
 use tokio::sync::{mpsc, watch};
@@ -26,7 +26,9 @@ use super::run::Agent;
 use super::settings::{SettingsInForce, change};
 use super::upkeep::Upkeep;
 use super::view::View;
-use crate::config::{Account, Address, CallbackEvent, Listen, NodeConfig, PostgresConfig, Secret, StoreConfig};
+use crate::config::{
+    Account, Address, CallbackEvent, Listen, NodeConfig, PostgresConfig, Secret, StoreConfig,
+};
 
 /// An agent that is ready to run, and what the API needs of it.
 pub struct Assembled {
@@ -126,15 +128,19 @@ pub async fn assemble(file: &Path, config: &NodeConfig) -> anyhow::Result<Assemb
 
 /// The links to the other members: this member's address on them, and theirs as far as the file knows.
 fn links(config: &NodeConfig) -> anyhow::Result<(String, Peers, Inboxes, BTreeSet<String>)> {
-    let (address, listen, password, partners): (&Address, &Listen, &Option<Secret>, &[Address]) =
-        match (&config.store, &config.heartbeat) {
-            (StoreConfig::Raft(raft), _) => (&raft.self_addr, &raft.bind_addr, &raft.password, &raft.partner_addrs),
-            (StoreConfig::Etcd(_), Some(beat)) => (&beat.connect_address, &beat.listen, &beat.password, &[]),
-            (StoreConfig::Etcd(_), None) => anyhow::bail!(
-                "a cluster on etcd needs a `heartbeat` section (listen, connect_address, password): members hear each \
+    let (address, listen, password, partners): (&Address, &Listen, &Option<Secret>, &[Address]) = match (
+        &config.store,
+        &config.heartbeat,
+    ) {
+        (StoreConfig::Raft(raft), _) => {
+            (&raft.self_addr, &raft.bind_addr, &raft.password, &raft.partner_addrs)
+        }
+        (StoreConfig::Etcd(_), Some(beat)) => (&beat.connect_address, &beat.listen, &beat.password, &[]),
+        (StoreConfig::Etcd(_), None) => anyhow::bail!(
+            "a cluster on etcd needs a `heartbeat` section (listen, connect_address, password): members hear each \
                  other directly"
-            ),
-        };
+        ),
+    };
     let settings = PeerSettings {
         cluster: config.scope.clone(),
         node: config.name.to_string(),
@@ -232,6 +238,7 @@ fn engine(config: &NodeConfig, pg: &PostgresConfig) -> anyhow::Result<Arc<dyn En
         *slot = Some(command.clone());
     }
     let data_dir = pg.data_dir.display().to_string();
-    let server = Postgres::open(settings).with_context(|| format!("could not look after the server in {data_dir}"))?;
+    let server =
+        Postgres::open(settings).with_context(|| format!("could not look after the server in {data_dir}"))?;
     Ok(Arc::new(server))
 }

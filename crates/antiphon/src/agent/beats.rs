@@ -94,7 +94,9 @@ impl Beats {
     /// The newest knock at this member's server.
     pub fn knock(&self, name: &NodeName) -> Knock {
         match &self.lock().knock {
-            Some((knocked, knock, at)) if knocked == name && clock::now().since(*at) < 4 * KNOCK_DEADLINE => *knock,
+            Some((knocked, knock, at)) if knocked == name && clock::now().since(*at) < 4 * KNOCK_DEADLINE => {
+                *knock
+            }
             _ => Knock::Unknown,
         }
     }
@@ -155,7 +157,11 @@ fn silent_leader(peers: &Peers, shared: &Arc<Mutex<Shared>>) -> Option<(NodeName
     let heard = shared.heard.get(name);
     let silent = heard.is_none_or(|heard| now.since(heard.at) >= KNOCK_AFTER);
     let lost = heard.is_some_and(|heard| {
-        peers.links().borrow().get(&heard.address).is_some_and(|link| !matches!(link, antiphon_peer::Link::Up { .. }))
+        peers
+            .links()
+            .borrow()
+            .get(&heard.address)
+            .is_some_and(|link| !matches!(link, antiphon_peer::Link::Up { .. }))
     });
     let fresh = shared.knock.as_ref().is_some_and(|(_, _, at)| now.since(*at) < INTERVAL);
     ((silent || lost) && !fresh).then(|| (name.clone(), address.clone()))

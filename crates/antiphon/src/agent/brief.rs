@@ -95,9 +95,9 @@ pub fn facts(engine: Option<&dyn Engine>, semi_sync: SemiSync) -> ServerFacts {
         version: about.version.unwrap_or(0),
         started: about.started,
         pending_restart: about.pending_restart,
-        replication: Vec::new(),
-        replayed_at: None,
-        replay_paused: false,
+        replication: about.replication,
+        replayed_at: about.replayed_at,
+        replay_paused: about.replay_paused,
         semi_sync,
     }
 }

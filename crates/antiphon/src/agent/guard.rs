@@ -41,8 +41,8 @@ struct Place {
 impl Guard {
     /// The guard of the server in `data_dir`; its socket lies in `state_dir`. None on a witness.
     pub fn new(directories: Option<(PathBuf, PathBuf)>) -> Self {
-        let place = directories
-            .map(|(data_dir, state_dir)| Place { socket: state_dir.join("guard.sock"), data_dir });
+        let place =
+            directories.map(|(data_dir, state_dir)| Place { socket: state_dir.join("guard.sock"), data_dir });
         Self { place, told: DISARM, child: None, socket: UnixDatagram::unbound().ok() }
     }
 
@@ -72,7 +72,9 @@ impl Guard {
     }
 
     fn tell(&self, place: &Place, deadline: u64) -> bool {
-        self.socket.as_ref().is_some_and(|socket| socket.send_to(&deadline.to_le_bytes(), &place.socket).is_ok())
+        self.socket
+            .as_ref()
+            .is_some_and(|socket| socket.send_to(&deadline.to_le_bytes(), &place.socket).is_ok())
     }
 }
 

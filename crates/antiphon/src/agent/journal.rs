@@ -34,7 +34,11 @@ impl Journal {
     pub fn note(&mut self, world: &World, decision: &Decision) {
         let steps: Vec<String> = decision.steps.iter().filter_map(step_name).collect();
         let sentence = decision.why.to_string();
-        if self.last.as_ref().is_some_and(|(why, last)| *why == sentence && (*last == steps || steps.is_empty())) {
+        if self
+            .last
+            .as_ref()
+            .is_some_and(|(why, last)| *why == sentence && (*last == steps || steps.is_empty()))
+        {
             return;
         }
         if self.last.as_ref().is_none_or(|(why, _)| *why != sentence) {
@@ -60,7 +64,11 @@ impl Journal {
     }
 
     fn write(&mut self, line: &str) -> std::io::Result<()> {
-        if self.file.as_ref().is_some_and(|file| file.metadata().is_ok_and(|data| data.len() > FILE_BYTES_MAX)) {
+        if self
+            .file
+            .as_ref()
+            .is_some_and(|file| file.metadata().is_ok_and(|data| data.len() > FILE_BYTES_MAX))
+        {
             self.file = None;
             fs::rename(&self.path, self.path.with_extension("jsonl.1"))?;
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use antiphon_core::ha::cluster::{Member, Phase, Request};
-use antiphon_core::ha::world::{Database, Link, Local, Me, Peer, Stored, StoreView, World};
+use antiphon_core::ha::world::{Database, Link, Local, Me, Peer, StoreView, Stored, World};
 use antiphon_core::settings::Settings;
 use antiphon_core::{Epoch, Instant, NodeName};
 use antiphon_peer::Peers;
@@ -116,9 +116,8 @@ pub fn world(
 
 /// The operator's request, once its time has come.
 fn due(request: Option<&Stored<Request>>) -> Option<Stored<Request>> {
-    let is_due = |stored: &&Stored<Request>| {
-        stored.value.scheduled_at.is_none_or(|at| clock::unix_seconds() >= at)
-    };
+    let is_due =
+        |stored: &&Stored<Request>| stored.value.scheduled_at.is_none_or(|at| clock::unix_seconds() >= at);
     request.filter(is_due).cloned()
 }
 

@@ -30,7 +30,9 @@ pub const HISTORY: &str = "history";
 
 /// A record that this version cannot read.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("the store's record {key:?} cannot be read ({reason}); was it written by a newer version, or by hand?")]
+#[error(
+    "the store's record {key:?} cannot be read ({reason}); was it written by a newer version, or by hand?"
+)]
 pub struct Unreadable {
     key: String,
     reason: String,
@@ -77,7 +79,9 @@ pub fn read(snapshot: &Snapshot) -> Result<Records, Unreadable> {
             Ok(member) if member.value.name.as_str() == name && member.value.format <= FORMAT => {
                 records.members.insert(member.value.name.clone(), member);
             }
-            Ok(_) => records.unreadable.push(unreadable(key, "it names another member, or has a newer format")),
+            Ok(_) => {
+                records.unreadable.push(unreadable(key, "it names another member, or has a newer format"))
+            }
             Err(error) => records.unreadable.push(error),
         }
     }
@@ -120,7 +124,8 @@ fn decode<T: DeserializeOwned>(snapshot: &Snapshot, key: &str) -> Result<Option<
 }
 
 fn parse<T: DeserializeOwned>(key: &str, versioned: &Versioned) -> Result<Stored<T>, Unreadable> {
-    let value = serde_json::from_str(&versioned.value).map_err(|error| unreadable(key, &error.to_string()))?;
+    let value =
+        serde_json::from_str(&versioned.value).map_err(|error| unreadable(key, &error.to_string()))?;
     Ok(Stored { value, revision: versioned.revision })
 }
 

@@ -122,7 +122,9 @@ impl Agent {
         let outcome = self.hands.carry_out(&decision.steps, &self.records, server, ttl).await;
         match outcome {
             Ok(done) => self.own.lease_until = done.lease_until.or(self.own.lease_until),
-            Err(error) => tracing::info!(why = %decision.why, error = %sentence(&error), "a step was not carried out"),
+            Err(error) => {
+                tracing::info!(why = %decision.why, error = %sentence(&error), "a step was not carried out")
+            }
         }
         self.guard.follow(&world, &decision, self.own.lease_until);
         self.after(&world, &decision).await;
@@ -202,7 +204,11 @@ impl Agent {
 
     /// Work that follows from a decision and decides nothing.
     async fn after(&mut self, world: &World, _decision: &Decision) {
-        self.upkeep.turn(world, &self.records).await;
+        let now = clock::now();
+        let heard = self.beats.heard().into_values();
+        let heard = heard.filter(|heard| now.since(heard.at) < world.settings.failure_timeout);
+        let heard = heard.map(|heard| heard.address).collect();
+        self.upkeep.turn(world, &self.records, &heard).await;
         if let (Some(engine), Some(cluster)) = (&self.engine, &world.store.cluster) {
             engine.expect_system_identifier(cluster.value.system_identifier.clone());
         }
@@ -212,7 +218,10 @@ impl Agent {
                 self.own.restart_requested = false;
             }
             let answers = matches!(db.server, Server::Primary(_) | Server::Standby(_));
-            if !self.own.restart_requested && answers && !stopping && db.task.is_none()
+            if !self.own.restart_requested
+                && answers
+                && !stopping
+                && db.task.is_none()
                 && let Some(done) = self.restarting.take()
             {
                 // Who asked may have gone away.
@@ -263,9 +272,10 @@ impl Agent {
 
     fn renewed(&mut self, renewed: &Renewed) {
         self.hands.renewing = false;
-        let leads = self.records.cluster.as_ref().and_then(|c| c.value.leader()).is_some_and(|leader| {
-            leader.name == self.own.described.name && leader.epoch == renewed.epoch
-        });
+        let leads =
+            self.records.cluster.as_ref().and_then(|c| c.value.leader()).is_some_and(|leader| {
+                leader.name == self.own.described.name && leader.epoch == renewed.epoch
+            });
         if leads && let Some(until) = renewed.until {
             self.own.lease_until = Some(self.own.lease_until.map_or(until, |known| known.max(until)));
         }
@@ -317,9 +327,13 @@ async fn changed(events: Option<&mut watch::Receiver<u64>>) -> Result<(), watch:
 /// How long to wait for the next event at most.
 fn pause(world: &World, decision: &Decision) -> Duration {
     let moving = match &decision.role {
-        Role::Leader { .. } | Role::Follower { .. } | Role::Witness | Role::Waiting => !decision.steps.is_empty(),
+        Role::Leader { .. } | Role::Follower { .. } | Role::Witness | Role::Waiting => {
+            !decision.steps.is_empty()
+        }
         Role::Bootstrapping | Role::Promoting { .. } | Role::Fenced { .. } | Role::Demoting => true,
-        Role::Rejoining => decision.steps.iter().any(|step| !matches!(step, antiphon_core::ha::step::Step::Slots { .. })),
+        Role::Rejoining => {
+            decision.steps.iter().any(|step| !matches!(step, antiphon_core::ha::step::Step::Slots { .. }))
+        }
     };
     let step = if moving { BRISK } else { CALM };
     let wake = decision.wake_at.map_or(CALM, |at: Instant| at.since(world.now));

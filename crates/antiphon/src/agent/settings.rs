@@ -69,7 +69,9 @@ impl SettingsInForce {
         let env: BTreeMap<String, String> = std::env::vars().collect();
         let config = config::load(&self.file, &env).map_err(|errors| errors.to_string())?;
         self.postgresql = config.postgresql;
-        let (Some(engine), Some(change)) = (self.engine.clone(), self.change()) else { return Ok(Vec::new()) };
+        let (Some(engine), Some(change)) = (self.engine.clone(), self.change()) else {
+            return Ok(Vec::new());
+        };
         let pending = engine.reload(change).await.map_err(|error| sentence(&error))?;
         Ok(if pending { engine.about().pending_restart } else { Vec::new() })
     }
@@ -86,7 +88,10 @@ impl SettingsInForce {
             }
             Err(errors) => {
                 for error in errors {
-                    tracing::error!("cluster-wide settings: {}; the last good ones stay in force", error.sentence());
+                    tracing::error!(
+                        "cluster-wide settings: {}; the last good ones stay in force",
+                        error.sentence()
+                    );
                 }
                 None
             }

@@ -30,11 +30,18 @@ pub struct Upkeep {
     recorded: Option<Epoch>,
     semi_sync: SemiSync,
     promise: Option<Promise>,
+    recorded_once: BTreeSet<String>,
+    changing: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Upkeep {
     /// Duties of the member `me`; `first_peers` are the addresses of the file.
-    pub fn new(store: Arc<dyn Store>, raft: Option<RaftStore>, me: NodeName, first_peers: BTreeSet<String>) -> Self {
+    pub fn new(
+        store: Arc<dyn Store>,
+        raft: Option<RaftStore>,
+        me: NodeName,
+        first_peers: BTreeSet<String>,
+    ) -> Self {
         Self {
             store,
             raft,
@@ -45,6 +52,8 @@ impl Upkeep {
             recorded: None,
             semi_sync: SemiSync::default(),
             promise: None,
+            recorded_once: BTreeSet::new(),
+            changing: None,
         }
     }
 
@@ -77,9 +86,10 @@ impl Upkeep {
         }
     }
 
-    /// Does what is due.
-    pub async fn turn(&mut self, world: &World, records: &Records) {
+    /// Does what is due. `heard` are the peer addresses that heartbeats came from lately.
+    pub async fn turn(&mut self, world: &World, records: &Records, heard: &BTreeSet<String>) {
         self.count(world);
+        self.membership(world, heard);
         let Some(cluster) = &world.store.cluster else { return };
         match &cluster.value.phase {
             Phase::Electing { cause, .. } => self.cause = Some((cluster.value.epoch, cause.clone())),
@@ -90,6 +100,45 @@ impl Upkeep {
             }
             Phase::Led { .. } | Phase::Bootstrapping { .. } => {}
         }
+    }
+
+    /// The leader lets into the embedded store who joins with the right secret, and takes out whose record was
+    /// removed; one change at a time.
+    fn membership(&mut self, world: &World, heard: &BTreeSet<String>) {
+        let Some(raft) = self.raft.clone() else { return };
+        let leads =
+            world.store.cluster.as_ref().and_then(|c| c.value.leader()).is_some_and(|l| l.name == self.me);
+        if !leads || self.changing.as_ref().is_some_and(|change| !change.is_finished()) {
+            return;
+        }
+        let recorded: BTreeSet<String> =
+            world.store.members.values().map(|stored| stored.value.peer_address.clone()).collect();
+        let members: BTreeSet<String> = raft.members().into_iter().map(|member| member.address).collect();
+        let joins = heard.iter().find(|address| !members.contains(*address)).cloned();
+        // Only whom this agent has seen recorded: a member that has not come up yet has no record either.
+        let left = members.iter().find(|address| {
+            self.recorded_once.contains(*address) && !recorded.contains(*address) && !heard.contains(*address)
+        });
+        let left = left.cloned();
+        self.recorded_once.extend(recorded);
+        self.changing = match (joins, left) {
+            (Some(address), _) => Some(tokio::spawn(async move {
+                tracing::info!(%address, "a new member joins");
+                if let Err(error) = raft.add_member(&address).await {
+                    tracing::warn!(%address, %error, "the new member was not let in; it is tried again");
+                }
+            })),
+            (None, Some(address)) => {
+                self.recorded_once.remove(&address);
+                Some(tokio::spawn(async move {
+                    tracing::info!(%address, "a member was removed: it votes no more");
+                    if let Err(error) = raft.remove_member(&address).await {
+                        tracing::warn!(%address, %error, "the member could not be taken out of the store");
+                    }
+                }))
+            }
+            (None, None) => None,
+        };
     }
 
     /// Writes this term's promotion down, once its server accepts writes on a timeline of its own.
@@ -166,6 +215,8 @@ pub fn cause_sentence(cause: &Cause) -> String {
         Cause::CannotServe { why } => format!("the leader could not serve: {why}"),
         Cause::Switchover { to } => format!("switchover to {to}"),
         Cause::Failover { to, accept_loss: false } => format!("failover to {to}, by an operator"),
-        Cause::Failover { to, accept_loss: true } => format!("failover to {to}, by an operator who accepted loss"),
+        Cause::Failover { to, accept_loss: true } => {
+            format!("failover to {to}, by an operator who accepted loss")
+        }
     }
 }

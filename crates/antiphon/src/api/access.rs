@@ -47,7 +47,9 @@ impl Access {
             Some(_) if headers.contains_key(AUTHORIZATION) => {
                 Err(refuse(StatusCode::UNAUTHORIZED, "not authenticated: user or password is wrong"))
             }
-            Some(_) => Err(refuse(StatusCode::UNAUTHORIZED, "no auth header received: give user and password")),
+            Some(_) => {
+                Err(refuse(StatusCode::UNAUTHORIZED, "no auth header received: give user and password"))
+            }
             None if self.is_open() && !peer.is_loopback() => forbidden(
                 "Access is denied: without restapi.authentication and restapi.allowlist changes are taken from this \
                  host only; set one of them to allow others",
@@ -149,14 +151,24 @@ mod tests {
     #[test]
     fn a_network_holds_its_addresses_only() {
         let holds = |entry: &str, peer: &str| network_holds(entry, peer.parse().expect("an address"));
-        for (entry, peer) in [("10.0.0.0/8", "10.200.3.4"), ("10.1.2.3", "10.1.2.3"), ("0.0.0.0/0", "8.8.8.8"),
-            ("fd00::/8", "fd12::1"), ("::1", "::1"), ("10.1.2.3/32", "10.1.2.3")]
-        {
+        for (entry, peer) in [
+            ("10.0.0.0/8", "10.200.3.4"),
+            ("10.1.2.3", "10.1.2.3"),
+            ("0.0.0.0/0", "8.8.8.8"),
+            ("fd00::/8", "fd12::1"),
+            ("::1", "::1"),
+            ("10.1.2.3/32", "10.1.2.3"),
+        ] {
             assert!(holds(entry, peer), "{entry} {peer}");
         }
-        for (entry, peer) in [("10.0.0.0/8", "11.0.0.1"), ("10.1.2.3", "10.1.2.4"), ("::/0", "10.1.2.3"),
-            ("fd00::/8", "fe00::1"), ("n1", "10.1.2.3"), ("10.0.0.0/x", "10.0.0.0")]
-        {
+        for (entry, peer) in [
+            ("10.0.0.0/8", "11.0.0.1"),
+            ("10.1.2.3", "10.1.2.4"),
+            ("::/0", "10.1.2.3"),
+            ("fd00::/8", "fe00::1"),
+            ("n1", "10.1.2.3"),
+            ("10.0.0.0/x", "10.0.0.0"),
+        ] {
             assert!(!holds(entry, peer), "{entry} {peer}");
         }
     }

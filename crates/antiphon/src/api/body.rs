@@ -41,8 +41,10 @@ pub(super) async fn object_or_nothing(request: Request<Incoming>) -> Result<Map<
 }
 
 async fn read(request: Request<Incoming>) -> Result<Bytes, Refusal> {
-    let too_large = || refuse(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {BODY_BYTES_MAX} bytes"));
-    let announced = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let too_large =
+        || refuse(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {BODY_BYTES_MAX} bytes"));
+    let announced =
+        request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     if announced.is_some_and(|length: u64| length > BODY_BYTES_MAX as u64) {
         return Err(too_large());
     }
@@ -51,13 +53,17 @@ async fn read(request: Request<Incoming>) -> Result<Bytes, Refusal> {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(error)) => Err(refuse(StatusCode::BAD_REQUEST, format!("could not read the body: {error}"))),
-        Err(_) => Err(refuse(StatusCode::REQUEST_TIMEOUT, format!("the body did not come within {BODY_WAIT_MAX:?}"))),
+        Err(_) => Err(refuse(
+            StatusCode::REQUEST_TIMEOUT,
+            format!("the body did not come within {BODY_WAIT_MAX:?}"),
+        )),
     }
 }
 
 fn parse(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
-    let Unambiguous(value) = serde_json::from_slice(body)
-        .map_err(|error| refuse(StatusCode::BAD_REQUEST, format!("the body is not JSON as expected: {error}")))?;
+    let Unambiguous(value) = serde_json::from_slice(body).map_err(|error| {
+        refuse(StatusCode::BAD_REQUEST, format!("the body is not JSON as expected: {error}"))
+    })?;
     match value {
         Value::Object(object) => Ok(object),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
@@ -169,7 +175,9 @@ mod tests {
     #[test]
     fn a_body_that_could_mean_two_things_or_never_ends_is_refused() {
         let deep = "[".repeat(100_000);
-        for bad in ["", "{", "[]", "1", r#"{"ttl":1,"ttl":2}"#, r#"{"a":{"b":1,"b":1}}"#, r#"{"a":1e999}"#, &deep] {
+        for bad in
+            ["", "{", "[]", "1", r#"{"ttl":1,"ttl":2}"#, r#"{"a":{"b":1,"b":1}}"#, r#"{"a":1e999}"#, &deep]
+        {
             let refused = parse(bad.as_bytes()).expect_err("it was taken");
             assert_eq!(refused.status, StatusCode::BAD_REQUEST);
         }

@@ -29,8 +29,8 @@ pub(super) async fn patch(api: &Api, request: Request<Incoming>) -> Result<Reply
     let expected = expected(&request)?;
     let patch = Value::Object(body::object(request).await?);
     let stored = stored(api).await?;
-    let stored =
-        stored.ok_or_else(|| refuse(StatusCode::SERVICE_UNAVAILABLE, "no settings are stored yet; use PUT"))?;
+    let stored = stored
+        .ok_or_else(|| refuse(StatusCode::SERVICE_UNAVAILABLE, "no settings are stored yet; use PUT"))?;
     let before = document(&stored)?;
     let after = merge(&before, &patch);
     change(api, Some((&stored, before)), after, expected).await
@@ -54,7 +54,10 @@ async fn change(
 ) -> Result<Reply, Refusal> {
     let revision = before.as_ref().map_or(0, |(stored, _)| stored.revision);
     if expected.is_some_and(|expected| expected != revision) {
-        return Err(refuse(StatusCode::CONFLICT, "the settings have been changed since they were read; read them again"));
+        return Err(refuse(
+            StatusCode::CONFLICT,
+            "the settings have been changed since they were read; read them again",
+        ));
     }
     if let Err(errors) = Settings::resolve_with(&after, api.dynamic_commands) {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -65,11 +68,17 @@ async fn change(
     }
     let value = after.to_string();
     if value.len() > VALUE_BYTES_MAX {
-        return Err(refuse(StatusCode::PAYLOAD_TOO_LARGE, format!("settings have at most {VALUE_BYTES_MAX} bytes")));
+        return Err(refuse(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("settings have at most {VALUE_BYTES_MAX} bytes"),
+        ));
     }
     let expect = if before.is_some() { Expect::At(revision) } else { Expect::Absent };
-    let transaction =
-        Transaction { expects: vec![(KEY.into(), expect)], puts: vec![(KEY.into(), value)], deletes: Vec::new() };
+    let transaction = Transaction {
+        expects: vec![(KEY.into(), expect)],
+        puts: vec![(KEY.into(), value)],
+        deletes: Vec::new(),
+    };
     let revision = api.store.commit(transaction).await.map_err(|error| store_refusal(&error))?;
     Ok(answer(&after, revision))
 }
@@ -86,7 +95,9 @@ fn answer(document: &Value, revision: u64) -> Reply {
 fn expected(request: &Request<Incoming>) -> Result<Option<u64>, Refusal> {
     let Some(tag) = request.headers().get(IF_MATCH) else { return Ok(None) };
     let revision = tag.to_str().ok().and_then(|tag| tag.trim().trim_matches('"').parse().ok());
-    revision.map(Some).ok_or_else(|| refuse(StatusCode::BAD_REQUEST, "If-Match is not an ETag of GET /config"))
+    revision
+        .map(Some)
+        .ok_or_else(|| refuse(StatusCode::BAD_REQUEST, "If-Match is not an ETag of GET /config"))
 }
 
 async fn stored(api: &Api) -> Result<Option<Versioned>, Refusal> {
@@ -96,7 +107,10 @@ async fn stored(api: &Api) -> Result<Option<Versioned>, Refusal> {
 
 fn document(stored: &Versioned) -> Result<Value, Refusal> {
     serde_json::from_str(&stored.value).map_err(|error| {
-        refuse(StatusCode::BAD_GATEWAY, format!("the stored settings are not JSON ({error}); replace them with PUT"))
+        refuse(
+            StatusCode::BAD_GATEWAY,
+            format!("the stored settings are not JSON ({error}); replace them with PUT"),
+        )
     })
 }
 

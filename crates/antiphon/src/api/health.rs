@@ -28,7 +28,8 @@ pub(super) fn passes(view: &View, path: &str, text: Option<&str>, now: Instant) 
         return leads(view, now);
     }
     let replica = || is_replica(view, text);
-    let listed = |mode: SyncMode| sync_set(view, mode).is_some_and(|set| set.members.contains(view.world.me.name()));
+    let listed =
+        |mode: SyncMode| sync_set(view, mode).is_some_and(|set| set.members.contains(view.world.me.name()));
     let passes = if has("replica") {
         replica()
     } else if has("read-only") && !has("sync") && !has("quorum") {
@@ -41,7 +42,9 @@ pub(super) fn passes(view: &View, path: &str, text: Option<&str>, now: Instant) 
             "/quorum" => listed(SyncMode::Quorum) && replica(),
             "/async" | "/asynchronous" => !listed(SyncMode::On) && !listed(SyncMode::Quorum) && replica(),
             "/read-only-quorum" => leads(view, now) || (listed(SyncMode::Quorum) && replica()),
-            "/read-only-sync" | "/read-only-synchronous" => leads(view, now) || (listed(SyncMode::On) && replica()),
+            "/read-only-sync" | "/read-only-synchronous" => {
+                leads(view, now) || (listed(SyncMode::On) && replica())
+            }
             _ => false,
         }
     };
@@ -52,7 +55,9 @@ pub(super) fn passes(view: &View, path: &str, text: Option<&str>, now: Instant) 
 pub(super) fn leads(view: &View, now: Instant) -> bool {
     let world = &view.world;
     let Role::Leader { epoch } = view.decision.role else { return false };
-    let Local::Database(Database { server: Server::Primary(_), task, .. }) = &world.local else { return false };
+    let Local::Database(Database { server: Server::Primary(_), task, .. }) = &world.local else {
+        return false;
+    };
     let stopping = matches!(task, Some((Task::Stop(_), _)));
     let leader = world.store.cluster.as_ref().and_then(|cluster| cluster.value.leader());
     let in_office = leader.is_some_and(|leader| leader.name == *world.me.name() && leader.epoch == epoch);
@@ -110,7 +115,9 @@ fn is_replica(view: &View, text: Option<&str>) -> bool {
         | Role::Demoting
         | Role::Rejoining => false,
     };
-    let Some(standby) = standby(view).filter(|_| follows && !view.world.me.tags().noloadbalance) else { return false };
+    let Some(standby) = standby(view).filter(|_| follows && !view.world.me.tags().noloadbalance) else {
+        return false;
+    };
     match parameter(text, "lag") {
         None => true,
         Some(limit) => size(&limit).is_some_and(|limit| is_within(leader_lsn(view), standby.replayed, limit)),
@@ -166,7 +173,8 @@ pub(super) fn is_ready(view: &View, text: Option<&str>, now: Instant) -> bool {
     if leads(view, now) {
         return true;
     }
-    let Some((standby, ahead)) = standby(view).filter(|standby| standby.streaming).zip(leader_lsn(view)) else {
+    let Some((standby, ahead)) = standby(view).filter(|standby| standby.streaming).zip(leader_lsn(view))
+    else {
         return false;
     };
     let written = parameter(text, "mode").is_some_and(|mode| mode == "write");

@@ -181,7 +181,9 @@ pub(super) async fn reinitialise(api: &Api, request: Request<Incoming>) -> Resul
     let refused = |text: &str| Err(refuse(StatusCode::SERVICE_UNAVAILABLE, text));
     match members::leader(&view) {
         None => return refused("Cluster has no leader, can not reinitialize"),
-        Some(leader) if leader.name == *view.world.me.name() => return refused("I am the leader, can not reinitialize"),
+        Some(leader) if leader.name == *view.world.me.name() => {
+            return refused("I am the leader, can not reinitialize");
+        }
         Some(_) => {}
     }
     match ask(api, ANSWER_MAX, |done| Command::Reinitialise { done }).await? {
@@ -221,7 +223,8 @@ pub(super) async fn remove(api: &Api, name: &str) -> Result<Reply, Refusal> {
         return conflict(format!("{name} leads; switch over to another member first"));
     }
     let world = &view.world;
-    let heard = world.peers.get(&name).is_some_and(|p| p.heard_within(world.now, world.settings.failure_timeout));
+    let heard =
+        world.peers.get(&name).is_some_and(|p| p.heard_within(world.now, world.settings.failure_timeout));
     if heard || name == *world.me.name() {
         return conflict(format!("the agent of {name} runs and would come back at once; stop it first"));
     }

@@ -154,9 +154,8 @@ pub(super) fn state(view: &View) -> &'static str {
         (_, Some(Task::Clone | Task::Rewind)) => "creating replica",
         (Server::Stopped(_) | Server::Starting { .. }, _) if restarting => "restarting",
         (_, Some(Task::Stop(_))) => "stopping",
-        (Server::Stopped(_) | Server::Starting { .. }, Some(Task::Start)) => "starting",
+        (Server::Starting { .. }, _) | (Server::Stopped(_), Some(Task::Start)) => "starting",
         (Server::Primary(_) | Server::Standby(_), _) => "running",
-        (Server::Starting { .. }, _) => "starting",
         (Server::Stopped(stopped), _) => stopped_state(stopped.crash.is_some(), database),
         (Server::Absent | Server::Refused { .. }, _) => "stopped",
         (Server::Orphans { .. }, _) => "crashed",
@@ -214,7 +213,9 @@ pub(super) fn cluster(view: &View) -> Value {
     if view.world.settings.pause {
         body.insert("pause".into(), true.into());
     }
-    if let Some((request, at)) = view.scheduled.as_ref().and_then(|request| Some((request, request.scheduled_at?))) {
+    if let Some((request, at)) =
+        view.scheduled.as_ref().and_then(|request| Some((request, request.scheduled_at?)))
+    {
         let mut scheduled = Map::new();
         scheduled.insert("at".into(), datetime::format(at).into());
         let ends = [("from", &request.leader), ("to", &request.candidate)];

@@ -5,10 +5,10 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use antiphon_core::Instant;
 use antiphon_core::ha::cluster::Promise;
 use antiphon_core::ha::world::{Database, Local, Server};
 use antiphon_core::settings::SyncMode;
-use antiphon_core::Instant;
 
 use super::status::PATRONI_VERSION;
 use super::{datetime, health, members};
@@ -55,11 +55,8 @@ const fn flag(name: &'static str, help: &'static str, value: bool) -> Metric {
 
 /// The page.
 pub(super) fn page(view: &View, now: Instant, connections: usize) -> String {
-    let labels = format!(
-        "scope=\"{}\",name=\"{}\"",
-        escaped(&view.scope),
-        escaped(view.world.me.name().as_str())
-    );
+    let labels =
+        format!("scope=\"{}\",name=\"{}\"", escaped(&view.scope), escaped(view.world.me.name().as_str()));
     let mut page = String::with_capacity(8 * 1024);
     let mut metrics = patroni(view);
     metrics.extend(antiphon(view, now, connections));
@@ -93,30 +90,56 @@ fn patroni(view: &View) -> Vec<Metric> {
         let set = health::sync_set(view, mode);
         standby.is_some() && set.is_some_and(|set| set.members.contains(view.world.me.name()))
     };
-    let time = |text: &Option<String>| text.as_deref().and_then(|text| datetime::parse(text).ok()).unwrap_or(0) as f64;
+    let time = |text: &Option<String>| {
+        text.as_deref().and_then(|text| datetime::parse(text).ok()).unwrap_or(0) as f64
+    };
     let place = STATES.iter().position(|known| *known == state);
     let settings = &view.world.settings;
     vec![
         gauge("patroni_version", "Version of Patroni whose interface this is, without periods.", version),
         flag("patroni_postgres_running", "1 if the server answers.", health::runs(view)),
-        gauge("patroni_postmaster_start_time", "Seconds since 1970 at which the server started.", time(&view.server.started)),
+        gauge(
+            "patroni_postmaster_start_time",
+            "Seconds since 1970 at which the server started.",
+            time(&view.server.started),
+        ),
         flag("patroni_primary", "1 if the server here is a primary.", role == "primary"),
-        counter("patroni_xlog_location", "End of WAL on a primary.", if role == "primary" { lsn } else { 0.0 }),
+        counter(
+            "patroni_xlog_location",
+            "End of WAL on a primary.",
+            if role == "primary" { lsn } else { 0.0 },
+        ),
         flag("patroni_standby_leader", "1 if this member leads a standby cluster.", false),
         flag("patroni_replica", "1 if the server here is a replica.", role == "replica"),
         flag("patroni_sync_standby", "1 if this member is a synchronous standby.", listed(SyncMode::On)),
         flag("patroni_quorum_standby", "1 if this member is a quorum standby.", listed(SyncMode::Quorum)),
-        counter("patroni_xlog_received_location", "End of received WAL on a replica.", if standby.is_some() { lsn } else { 0.0 }),
+        counter(
+            "patroni_xlog_received_location",
+            "End of received WAL on a replica.",
+            if standby.is_some() { lsn } else { 0.0 },
+        ),
         counter(
             "patroni_xlog_replayed_location",
             "End of replayed WAL on a replica.",
             standby.map_or(0.0, |standby| standby.replayed.0 as f64),
         ),
-        gauge("patroni_xlog_replayed_timestamp", "Seconds since 1970 of the last replayed transaction.", time(&view.server.replayed_at)),
+        gauge(
+            "patroni_xlog_replayed_timestamp",
+            "Seconds since 1970 of the last replayed transaction.",
+            time(&view.server.replayed_at),
+        ),
         flag("patroni_xlog_paused", "1 if replay is paused.", view.server.replay_paused),
-        flag("patroni_postgres_streaming", "1 if the server streams.", standby.is_some_and(|standby| standby.streaming)),
+        flag(
+            "patroni_postgres_streaming",
+            "1 if the server streams.",
+            standby.is_some_and(|standby| standby.streaming),
+        ),
         flag("patroni_postgres_in_archive_recovery", "1 if the server replays from an archive only.", false),
-        gauge("patroni_postgres_server_version", "Version of the server, 0 if not known.", view.server.version.into()),
+        gauge(
+            "patroni_postgres_server_version",
+            "Version of the server, 0 if not known.",
+            view.server.version.into(),
+        ),
         flag("patroni_cluster_unlocked", "1 if nobody leads.", members::leader(view).is_none()),
         flag("patroni_failsafe_mode_is_active", "1 if the leader goes on without the store.", false),
         flag("patroni_failsafe_mode_enabled", "1 if failsafe_mode is set.", settings.failsafe_mode),
@@ -125,11 +148,23 @@ fn patroni(view: &View) -> Vec<Metric> {
             "Preference of this member in an election; 0 means never.",
             if view.world.me.tags().may_lead() { view.world.me.tags().priority().into() } else { 0.0 },
         ),
-        gauge("patroni_postgres_timeline", "Timeline of the server, 0 if not known.", brief.position.map_or(0.0, |p| p.timeline.0.into())),
-        gauge("patroni_dcs_last_seen", "Seconds since 1970 when the store was last heard.", view.store_seen as f64),
+        gauge(
+            "patroni_postgres_timeline",
+            "Timeline of the server, 0 if not known.",
+            brief.position.map_or(0.0, |p| p.timeline.0.into()),
+        ),
+        gauge(
+            "patroni_dcs_last_seen",
+            "Seconds since 1970 when the store was last heard.",
+            view.store_seen as f64,
+        ),
         flag("patroni_pending_restart", "1 if settings wait for a restart.", brief.pending_restart),
         flag("patroni_is_paused", "1 if the management is paused.", settings.pause),
-        gauge("patroni_postgres_state", "State of the server as a number, -1 if not known.", place.map_or(-1.0, |place| place as f64)),
+        gauge(
+            "patroni_postgres_state",
+            "State of the server as a number, -1 if not known.",
+            place.map_or(-1.0, |place| place as f64),
+        ),
     ]
 }
 
@@ -158,15 +193,31 @@ fn antiphon(view: &View, now: Instant, connections: usize) -> Vec<Metric> {
             promise == Some(&Promise::Alone),
         ),
         flag("antiphon_semi_sync_active", "1 if commits wait for an acknowledgement.", semi_sync.active),
-        counter("antiphon_semi_sync_timeouts_total", "Times that nobody acknowledged in time.", semi_sync.timeouts as f64),
-        counter("antiphon_semi_sync_resumptions_total", "Times that acknowledging was taken up again.", semi_sync.resumptions as f64),
+        counter(
+            "antiphon_semi_sync_timeouts_total",
+            "Times that nobody acknowledged in time.",
+            semi_sync.timeouts as f64,
+        ),
+        counter(
+            "antiphon_semi_sync_resumptions_total",
+            "Times that acknowledging was taken up again.",
+            semi_sync.resumptions as f64,
+        ),
         gauge(
             "antiphon_commit_waiting_seconds",
             "How long a commit has been waiting for an acknowledgement.",
             waits.map_or(0.0, |since| view.world.now.since(since).as_secs_f64()),
         ),
-        counter("antiphon_elections_total", "Promotions in the history of this cluster.", view.history.len() as f64),
-        gauge("antiphon_decision_age_seconds", "How long ago the agent last looked.", now.since(view.world.now).as_secs_f64()),
+        counter(
+            "antiphon_elections_total",
+            "Promotions in the history of this cluster.",
+            view.history.len() as f64,
+        ),
+        gauge(
+            "antiphon_decision_age_seconds",
+            "How long ago the agent last looked.",
+            now.since(view.world.now).as_secs_f64(),
+        ),
         gauge("antiphon_http_connections", "Open connections to this API.", connections as f64),
     ]
 }
@@ -178,7 +229,8 @@ fn lags(view: &View, labels: &str, page: &mut String) {
     let ahead = members::leader_lsn(view);
     for row in members::rows(view) {
         if let Some(bytes) = row.lag(ahead).filter(|_| row.role != "leader") {
-            let _ = writeln!(page, "{}{{{labels},member=\"{}\"}} {bytes}", lag.name, escaped(row.name.as_str()));
+            let _ =
+                writeln!(page, "{}{{{labels},member=\"{}\"}} {bytes}", lag.name, escaped(row.name.as_str()));
         }
     }
 }

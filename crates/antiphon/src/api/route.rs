@@ -33,18 +33,58 @@ const fn at(
 }
 
 const ENDPOINTS: &[Endpoint] = &[
-    at("GET", "/ /primary /read-write", "Health: leads in the current term, accepts writes and holds a running lease. So is any path with `primary`, `master`, `leader` or `read-write` in it.", "200, 503"),
+    at(
+        "GET",
+        "/ /primary /read-write",
+        "Health: leads in the current term, accepts writes and holds a running lease. So is any path with `primary`, `master`, `leader` or `read-write` in it.",
+        "200, 503",
+    ),
     at("GET", "/leader", "Health: the same.", "200, 503"),
     at("GET", "/standby-leader", "Health: never; clusters that follow another cluster do not exist.", "503"),
-    at("GET", "/replica", "Health: a replica that answers, follows and is not tagged `noloadbalance`. `?lag=16MB`: not further behind; `?tag_NAME=VALUE`: has this tag.", "200, 503"),
+    at(
+        "GET",
+        "/replica",
+        "Health: a replica that answers, follows and is not tagged `noloadbalance`. `?lag=16MB`: not further behind; `?tag_NAME=VALUE`: has this tag.",
+        "200, 503",
+    ),
     at("GET", "/read-only", "Health: the leader, or what passes `/replica`.", "200, 503"),
-    at("GET", "/sync /synchronous", "Health: a replica that acknowledges commits, `synchronous_mode: on`.", "200, 503"),
-    at("GET", "/quorum", "Health: a replica that acknowledges commits, `synchronous_mode: quorum`.", "200, 503"),
-    at("GET", "/async /asynchronous", "Health: a replica that does not acknowledge commits; takes `?lag`.", "200, 503"),
-    at("GET", "/read-only-sync /read-only-quorum", "Health: the leader, or what passes `/sync` or `/quorum`.", "200, 503"),
+    at(
+        "GET",
+        "/sync /synchronous",
+        "Health: a replica that acknowledges commits, `synchronous_mode: on`.",
+        "200, 503",
+    ),
+    at(
+        "GET",
+        "/quorum",
+        "Health: a replica that acknowledges commits, `synchronous_mode: quorum`.",
+        "200, 503",
+    ),
+    at(
+        "GET",
+        "/async /asynchronous",
+        "Health: a replica that does not acknowledge commits; takes `?lag`.",
+        "200, 503",
+    ),
+    at(
+        "GET",
+        "/read-only-sync /read-only-quorum",
+        "Health: the leader, or what passes `/sync` or `/quorum`.",
+        "200, 503",
+    ),
     at("GET", "/health", "Health: the server answers.", "200, 503"),
-    at("GET", "/liveness", "The agent has looked within `ttl` (twice that on a replica), or is paused.", "200, 503"),
-    at("GET", "/readiness", "Leads, or streams and is within `?lag` (`maximum_lag_on_failover`) by `?mode=apply` or `write`.", "200, 503"),
+    at(
+        "GET",
+        "/liveness",
+        "The agent has looked within `ttl` (twice that on a replica), or is paused.",
+        "200, 503",
+    ),
+    at(
+        "GET",
+        "/readiness",
+        "Leads, or streams and is within `?lag` (`maximum_lag_on_failover`) by `?mode=apply` or `write`.",
+        "200, 503",
+    ),
     at("GET", "/patroni", "What this member is. The body of every health check too.", "200"),
     at("GET", "/cluster", "All members.", "200"),
     at("GET", "/topology", "All members as a tree: who streams from whom.", "200"),
@@ -52,14 +92,39 @@ const ENDPOINTS: &[Endpoint] = &[
     at("GET", "/config", "The cluster-wide settings; `ETag` is their revision.", "200, 502"),
     at("GET", "/metrics", "For Prometheus.", "200"),
     at("GET", "/failsafe", "Every member's API, with `failsafe_mode`.", "200, 502"),
-    at("GET", "/explain", "Why this member is as it is: its role, the reason, what it does, the last election.", "200"),
+    at(
+        "GET",
+        "/explain",
+        "Why this member is as it is: its role, the reason, what it does, the last election.",
+        "200",
+    ),
     at("GET", "/events", "Server-sent events: `cluster` with the whole state on every change.", "200, 503"),
-    at("PATCH", "/config", "Merges into the settings (null deletes). With `If-Match` only at that revision.", "200, 400, 409, 411, 413, 503"),
+    at(
+        "PATCH",
+        "/config",
+        "Merges into the settings (null deletes). With `If-Match` only at that revision.",
+        "200, 400, 409, 411, 413, 503",
+    ),
     at("PUT", "/config", "Replaces the settings.", "200, 400, 409, 411, 413, 503"),
-    at("POST", "/switchover", "Hands leadership over: `leader`, `candidate`, `scheduled_at`. Answers when the new leader serves.", "200, 202, 400, 412, 422, 503"),
+    at(
+        "POST",
+        "/switchover",
+        "Hands leadership over: `leader`, `candidate`, `scheduled_at`. Answers when the new leader serves.",
+        "200, 202, 400, 412, 422, 503",
+    ),
     at("DELETE", "/switchover", "Takes back a scheduled one.", "200, 404, 409"),
-    at("POST", "/failover", "Makes `candidate` the leader; `accept_loss` even if it may lack acknowledged writes.", "200, 400, 412, 503"),
-    at("POST", "/restart", "Restarts the server here: `schedule`, `role`, `postgres_version`, `timeout`, `restart_pending`.", "200, 202, 400, 409, 422, 500, 503"),
+    at(
+        "POST",
+        "/failover",
+        "Makes `candidate` the leader; `accept_loss` even if it may lack acknowledged writes.",
+        "200, 400, 412, 503",
+    ),
+    at(
+        "POST",
+        "/restart",
+        "Restarts the server here: `schedule`, `role`, `postgres_version`, `timeout`, `restart_pending`.",
+        "200, 202, 400, 409, 422, 500, 503",
+    ),
     at("DELETE", "/restart", "Takes back a scheduled one.", "200, 404"),
     at("POST", "/reload", "Reads the node file again and reloads the server.", "202, 503"),
     at("POST", "/reinitialize", "Builds the data directory here anew from another member.", "200, 400, 503"),
@@ -122,14 +187,22 @@ pub fn page() -> String {
     let mut page = HEAD.to_owned();
     for endpoint in ENDPOINTS {
         // Writing to a String cannot fail.
-        let _ = writeln!(page, "| `{} {}` | {} | {} |", endpoint.method, endpoint.path, endpoint.about, endpoint.answers);
+        let _ = writeln!(
+            page,
+            "| `{} {}` | {} | {} |",
+            endpoint.method, endpoint.path, endpoint.about, endpoint.answers
+        );
     }
     page.push_str(TAIL);
     page
 }
 
 /// Answers a request.
-pub(super) async fn answer(api: &Arc<Api>, connection: &Arc<Connection>, request: Request<Incoming>) -> Reply {
+pub(super) async fn answer(
+    api: &Arc<Api>,
+    connection: &Arc<Connection>,
+    request: Request<Incoming>,
+) -> Reply {
     let method = request.method().clone();
     let result = if method == Method::GET || method == Method::HEAD {
         look(api, connection, &request)
@@ -181,13 +254,19 @@ async fn change(
     let known = ENDPOINTS.iter().any(|known| known.method == method && first(known.path) == first(&path));
     if !known || method == "GET" {
         let short: String = method.chars().take(20).collect();
-        return Err(refuse(StatusCode::NOT_IMPLEMENTED, format!("Unsupported method ({short:?}) for this path")));
+        return Err(refuse(
+            StatusCode::NOT_IMPLEMENTED,
+            format!("Unsupported method ({short:?}) for this path"),
+        ));
     }
     let view = api.view.borrow().clone();
     api.access.check(&view, connection.peer.ip(), request.headers()).await?;
     // A length that is announced can be refused before anything is read; and two of them cannot contradict.
     if request.headers().contains_key(TRANSFER_ENCODING) {
-        return Err(refuse(StatusCode::LENGTH_REQUIRED, "send the body with a Content-Length, not in chunks"));
+        return Err(refuse(
+            StatusCode::LENGTH_REQUIRED,
+            "send the body with a Content-Length, not in chunks",
+        ));
     }
     tracing::info!(peer = %connection.peer, %method, %path, "request to change something");
     match (method.as_str(), first(&path)) {
@@ -204,6 +283,9 @@ async fn change(
             let name = path.trim_start_matches('/').split_once('/').map_or("", |(_, name)| name);
             local::remove(api, name).await
         }
-        _ => Err(refuse(StatusCode::NOT_IMPLEMENTED, "this endpoint is listed and has no handler; please report it")),
+        _ => Err(refuse(
+            StatusCode::NOT_IMPLEMENTED,
+            "this endpoint is listed and has no handler; please report it",
+        )),
     }
 }

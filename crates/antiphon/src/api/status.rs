@@ -133,15 +133,17 @@ pub(super) fn explain(view: &View) -> Value {
 
 /// `GET /history`: timeline, position, reason, time and leader of each promotion.
 pub(super) fn history(view: &View) -> Value {
-    let lines = view.history.iter().map(|entry| {
-        json!([entry.timeline, entry.lsn.0, entry.reason, entry.at, entry.leader])
-    });
+    let lines = view
+        .history
+        .iter()
+        .map(|entry| json!([entry.timeline, entry.lsn.0, entry.reason, entry.at, entry.leader]));
     Value::Array(lines.collect())
 }
 
 /// `GET /failsafe`: every member's API, if the mode is on.
 pub(super) fn failsafe(view: &View) -> Option<Value> {
     let members = &view.world.store.members;
-    let urls = members.iter().map(|(name, member)| (name.to_string(), members::api_url(&member.value).into()));
+    let urls =
+        members.iter().map(|(name, member)| (name.to_string(), members::api_url(&member.value).into()));
     view.world.settings.failsafe_mode.then(|| Value::Object(urls.collect()))
 }

@@ -83,10 +83,16 @@ fn read(view: &View, action: Action, body: &Map<String, Value>) -> Result<(Actio
     let paused = view.world.settings.pause;
     let scheduled_at = body.get("scheduled_at").filter(|at| !at.is_null());
     match action {
-        Action::Failover if candidate.is_none() => return bad("Failover could be performed only to a specific candidate"),
-        Action::Switchover if leader.is_none() => return bad("Switchover could be performed only from a specific leader"),
+        Action::Failover if candidate.is_none() => {
+            return bad("Failover could be performed only to a specific candidate");
+        }
+        Action::Switchover if leader.is_none() => {
+            return bad("Switchover could be performed only from a specific leader");
+        }
         Action::Failover if scheduled_at.is_some() => return bad("Failover can't be scheduled"),
-        Action::Switchover if scheduled_at.is_some() && paused => return bad("Can't schedule switchover in the paused state"),
+        Action::Switchover if scheduled_at.is_some() && paused => {
+            return bad("Can't schedule switchover in the paused state");
+        }
         Action::Switchover | Action::Failover => {}
     }
     let scheduled_at = scheduled_at.map(|at| schedule(at, action.word())).transpose()?;
@@ -147,7 +153,9 @@ fn possible(view: &View, action: Action, wish: &Wish) -> Result<(), String> {
         return Err("leader name does not match".to_owned());
     }
     let able = |name: &NodeName| -> Result<(), String> {
-        let Some(member) = world.store.member(name) else { return Err("candidate does not exists".to_owned()) };
+        let Some(member) = world.store.member(name) else {
+            return Err("candidate does not exists".to_owned());
+        };
         if member.server_address.is_none() {
             return Err(format!("{name} is a witness and holds no data"));
         }
@@ -157,14 +165,23 @@ fn possible(view: &View, action: Action, wish: &Wish) -> Result<(), String> {
         if !member.tags.may_lead() {
             return Err(format!("{name} is tagged so that it may not lead"));
         }
-        let heard = world.peers.get(name).is_some_and(|p| p.heard_within(world.now, world.settings.failure_timeout));
-        if heard || name == world.me.name() { Ok(()) } else { Err(format!("the agent of {name} is not heard")) }
+        let heard =
+            world.peers.get(name).is_some_and(|p| p.heard_within(world.now, world.settings.failure_timeout));
+        if heard || name == world.me.name() {
+            Ok(())
+        } else {
+            Err(format!("the agent of {name} is not heard"))
+        }
     };
-    let none = |why: &str| format!("{} is not possible: no good candidates have been found{why}", action.word());
+    let none =
+        |why: &str| format!("{} is not possible: no good candidates have been found{why}", action.word());
     let Some(candidate) = &wish.candidate else {
         let mut others = world.store.members.keys().filter(|name| Some(*name) != leader).peekable();
         if others.peek().is_none() {
-            return Err(format!("{} is not possible: cluster does not have members except leader", action.word()));
+            return Err(format!(
+                "{} is not possible: cluster does not have members except leader",
+                action.word()
+            ));
         }
         return if others.any(|name| able(name).is_ok()) { Ok(()) } else { Err(none("")) };
     };
@@ -183,13 +200,17 @@ fn possible(view: &View, action: Action, wish: &Wish) -> Result<(), String> {
 async fn write(api: &Api, wish: &Wish) -> Result<Arc<Snapshot>, Refusal> {
     let before = api.store.read().await.map_err(|error| store_refusal(&error))?;
     let expect = before.entries.get(KEY).map_or(Expect::Absent, |stored| Expect::At(stored.revision));
-    let value = serde_json::to_string(wish)
-        .map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("could not write the request: {error}")))?;
+    let value = serde_json::to_string(wish).map_err(|error| {
+        refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("could not write the request: {error}"))
+    })?;
     let puts = vec![(KEY.to_owned(), value)];
     let transaction = Transaction { expects: vec![(KEY.into(), expect)], puts, deletes: Vec::new() };
     match api.store.commit(transaction).await {
         Ok(_) => Ok(before),
-        Err(error) => Err(refuse(StatusCode::SERVICE_UNAVAILABLE, format!("failed to write failover key into DCS: {error}"))),
+        Err(error) => Err(refuse(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("failed to write failover key into DCS: {error}"),
+        )),
     }
 }
 
@@ -214,7 +235,10 @@ async fn outcome(api: &Api, view: &View, action: Action, wish: &Wish, before: &S
                 return text(StatusCode::OK, done(action, wish, &leader.name));
             }
             if !new && !snapshot.entries.contains_key(KEY) {
-                return text(StatusCode::SERVICE_UNAVAILABLE, format!("{} failed{}", action.title(), reason(api)));
+                return text(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    format!("{} failed{}", action.title(), reason(api)),
+                );
             }
         }
         match timeout_at(deadline, snapshots.changed()).await {

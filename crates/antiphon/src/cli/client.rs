@@ -52,7 +52,8 @@ impl Client {
     /// # Errors
     /// [`Failure::Usage`] if the URL is not one of HTTP without TLS.
     pub fn new(url: &str, login: Option<&Login>) -> Result<Self, Failure> {
-        let wrong = || Failure::Usage(format!("{url:?} is not an address of the API: write http://HOST:PORT"));
+        let wrong =
+            || Failure::Usage(format!("{url:?} is not an address of the API: write http://HOST:PORT"));
         let whole = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let uri: Uri = whole.parse().map_err(|_| wrong())?;
         if uri.scheme_str() != Some("http") {
@@ -100,10 +101,16 @@ impl Client {
     pub async fn get_json(&self, path: &str) -> Result<Value, Failure> {
         let answer = self.get(path).await?;
         if answer.status != 200 {
-            return Err(Failure::Refused(format!("{} answered {} to GET {path}: {}", self.url(), answer.status, answer.text)));
+            return Err(Failure::Refused(format!(
+                "{} answered {} to GET {path}: {}",
+                self.url(),
+                answer.status,
+                answer.text
+            )));
         }
-        serde_json::from_str(&answer.text)
-            .map_err(|error| Failure::Refused(format!("{} answered GET {path} with no JSON: {error}", self.url())))
+        serde_json::from_str(&answer.text).map_err(|error| {
+            Failure::Refused(format!("{} answered GET {path} with no JSON: {error}", self.url()))
+        })
     }
 
     /// Orders something, with a JSON body if given, only at the revision `if_match` if given. The answer may take
@@ -126,7 +133,9 @@ impl Client {
         }
         let deadline = Instant::now() + limit;
         let answer = async { read(self.exchange(request, deadline).await?).await };
-        let unknown = |why: String| Failure::Unknown(format!("outcome unknown: {what} was sent to {}: {why}", self.url()));
+        let unknown = |why: String| {
+            Failure::Unknown(format!("outcome unknown: {what} was sent to {}: {why}", self.url()))
+        };
         match timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(Trouble::Before(why))) => Err(self.unreachable(why)),
@@ -153,7 +162,12 @@ impl Client {
         Failure::Unreachable { url: self.url(), why }
     }
 
-    fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Request<Full<Bytes>>, Failure> {
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Request<Full<Bytes>>, Failure> {
         let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
         let host = self.url();
         let mut request = Request::builder().method(method).uri(path);
@@ -164,16 +178,23 @@ impl Client {
         if let Some(sign_in) = &self.sign_in {
             request = request.header(AUTHORIZATION, sign_in.clone());
         }
-        request.body(Full::new(body)).map_err(|error| Failure::Usage(format!("could not write the request: {error}")))
+        request
+            .body(Full::new(body))
+            .map_err(|error| Failure::Usage(format!("could not write the request: {error}")))
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>, deadline: Instant) -> Result<Response<Incoming>, Trouble> {
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+        deadline: Instant,
+    ) -> Result<Response<Incoming>, Trouble> {
         let before = |error: &dyn std::fmt::Display| Trouble::Before(error.to_string());
         let connect = TcpStream::connect((self.host.as_str(), self.port));
         let stream = timeout_at(deadline.min(Instant::now() + CONNECT_MAX), connect).await;
         let stream = stream.map_err(|_| Trouble::Before(format!("no connection within {CONNECT_MAX:?}")))?;
         let stream = stream.map_err(|error| before(&error))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| before(&error))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| before(&error))?;
         tokio::spawn(connection);
         sender.send_request(request).await.map_err(|error| Trouble::After(error.to_string()))
     }

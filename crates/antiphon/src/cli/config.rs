@@ -94,8 +94,9 @@ async fn settings(client: &Client) -> Result<(Value, Option<HeaderValue>), Failu
     if answer.status != 200 {
         return Err(refusal(&answer));
     }
-    let settings = serde_json::from_str(&answer.text)
-        .map_err(|error| Failure::Refused(format!("{} answered GET /config with no JSON: {error}", client.url())))?;
+    let settings = serde_json::from_str(&answer.text).map_err(|error| {
+        Failure::Refused(format!("{} answered GET /config with no JSON: {error}", client.url()))
+    })?;
     Ok((settings, answer.etag))
 }
 
@@ -143,7 +144,8 @@ pub(super) async fn edit(target: &TargetArgs, args: &EditArgs) -> Result<(), Fai
 /// What changes, a line each.
 pub(super) fn difference(before: &Value, after: &Value, colour: bool) -> String {
     let changes = diff(before, after);
-    let lines = changes.iter().flat_map(|change| change.to_string().lines().map(harmless).collect::<Vec<_>>());
+    let lines =
+        changes.iter().flat_map(|change| change.to_string().lines().map(harmless).collect::<Vec<_>>());
     let painted = lines.map(|line| match line.chars().next() {
         Some('-') if colour => format!("\u{1b}[31m{line}\u{1b}[0m\n"),
         Some('+') if colour => format!("\u{1b}[32m{line}\u{1b}[0m\n"),
@@ -159,7 +161,8 @@ pub(super) fn patch(assignment: &str, section: &[&str]) -> Result<Value, Failure
         .filter(|(key, _)| !key.trim().is_empty())
         .ok_or_else(|| Failure::Usage(format!("{assignment:?} is not KEY=VALUE")))?;
     let value = value.trim();
-    let value = if value.is_empty() { Value::Null } else { yaml::read(value).unwrap_or_else(|_| value.into()) };
+    let value =
+        if value.is_empty() { Value::Null } else { yaml::read(value).unwrap_or_else(|_| value.into()) };
     let mut path: Vec<&str> = section.to_vec();
     // A parameter of PostgreSQL may have a dot in its name.
     match section {
@@ -202,7 +205,8 @@ fn edited(before: &Value) -> Result<Value, Failure> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let editor = ["EDITOR", "VISUAL"].iter().find_map(|name| std::env::var(name).ok());
-    let editor = editor.ok_or_else(|| Failure::Usage("set EDITOR, or use --set, --pg, --apply or --replace".to_owned()))?;
+    let editor = editor
+        .ok_or_else(|| Failure::Usage("set EDITOR, or use --set, --pg, --apply or --replace".to_owned()))?;
     let file = std::env::temp_dir().join(format!("antiphon-config-{}.yaml", std::process::id()));
     let failed = |error: std::io::Error| Failure::Usage(format!("{}: {error}", file.display()));
     let mut options = std::fs::OpenOptions::new();
@@ -215,7 +219,11 @@ fn edited(before: &Value) -> Result<Value, Failure> {
             let mut words = editor.split_whitespace();
             let program = words.next().unwrap_or("vi");
             let ended = Command::new(program).args(words).arg(&file).status().map_err(failed)?;
-            if ended.success() { read_file(&file) } else { Err(Failure::Refused(format!("{program} ended with {ended}"))) }
+            if ended.success() {
+                read_file(&file)
+            } else {
+                Err(Failure::Refused(format!("{program} ended with {ended}")))
+            }
         });
     if let Err(error) = std::fs::remove_file(&file) {
         eprintln!("could not remove {}: {error}", file.display());

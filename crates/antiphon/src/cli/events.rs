@@ -49,12 +49,21 @@ pub(super) async fn events(target: &TargetArgs, args: &EventsArgs) -> Result<(),
     Ok(())
 }
 
-async fn follow(target: &Target, format: Format, left: &mut Option<u64>, began: &mut bool) -> Result<(), Failure> {
+async fn follow(
+    target: &Target,
+    format: Format,
+    left: &mut Option<u64>,
+    began: &mut bool,
+) -> Result<(), Failure> {
     let client = target.entry().await?;
     let broken = |why: String| Failure::Unreachable { url: client.url(), why };
     let mut response = client.open("/events").await?;
     if response.status() != 200 {
-        return Err(Failure::Refused(format!("{} has no events for us (status {})", client.url(), response.status())));
+        return Err(Failure::Refused(format!(
+            "{} has no events for us (status {})",
+            client.url(),
+            response.status()
+        )));
     }
     let mut buffer = Vec::new();
     while *left != Some(0) {
@@ -70,7 +79,9 @@ async fn follow(target: &Target, format: Format, left: &mut Option<u64>, began: 
             *began = true;
             match format {
                 Format::Json => println!("{data}"),
-                Format::Pretty | Format::Yaml | Format::Tsv => println!("{} {}", datetime::format(datetime::now()), line(&data)),
+                Format::Pretty | Format::Yaml | Format::Tsv => {
+                    println!("{} {}", datetime::format(datetime::now()), line(&data))
+                }
             }
             *left = left.map(|left| left.saturating_sub(1));
             if *left == Some(0) {
@@ -87,7 +98,8 @@ pub(super) fn next_event(buffer: &mut Vec<u8>) -> Option<Value> {
         let end = buffer.windows(2).position(|pair| pair == b"\n\n")?;
         let event: Vec<u8> = buffer.drain(..end + 2).collect();
         let event = String::from_utf8_lossy(&event).into_owned();
-        let data: Vec<&str> = event.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim_start).collect();
+        let data: Vec<&str> =
+            event.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim_start).collect();
         if let Ok(data) = serde_json::from_str(&data.join("\n")) {
             return Some(data);
         }
@@ -103,8 +115,11 @@ pub(super) fn line(event: &Value) -> String {
         None => text(&event["phase"]),
     };
     let members = event["members"].as_array().into_iter().flatten();
-    let members: Vec<String> =
-        members.map(|member| format!("{}={}/{}", text(&member["name"]), text(&member["role"]), text(&member["state"]))).collect();
+    let members: Vec<String> = members
+        .map(|member| {
+            format!("{}={}/{}", text(&member["name"]), text(&member["role"]), text(&member["state"]))
+        })
+        .collect();
     let paused = if event["pause"] == true { " paused" } else { "" };
     format!("term {} {leader}{paused}: {}", event["epoch"], members.join(" "))
 }

@@ -70,7 +70,8 @@ pub(super) async fn topology(target: &TargetArgs, args: &ListArgs) -> Result<(),
         cluster.check_name(args.cluster.as_deref())?;
         let tree = client.get_json("/topology").await?;
         let tree = serde_json::from_value::<Cluster>(tree);
-        let tree = tree.map_err(|error| Failure::Refused(format!("{} has no topology: {error}", client.url())))?;
+        let tree =
+            tree.map_err(|error| Failure::Refused(format!("{} has no topology: {error}", client.url())))?;
         let mut members = Vec::new();
         flatten(&tree.members, 0, &mut members);
         Ok(members_text(&cluster, &members, args.format, args.extended, colour()))
@@ -122,7 +123,9 @@ pub(super) fn members_text(
     columns.extend([right("Receive LSN"), right("Lag"), right("Replay LSN"), right("Lag")]);
     let mut names = vec!["Member", "Host", "Role", "State", "TL"];
     names.extend(["Receive LSN", "Receive Lag", "Replay LSN", "Replay Lag"]);
-    for (name, _) in [("Pending restart", pending), ("Tags", tagged)].into_iter().filter(|(_, wanted)| *wanted) {
+    for (name, _) in
+        [("Pending restart", pending), ("Tags", tagged)].into_iter().filter(|(_, wanted)| *wanted)
+    {
         columns.push(left(name));
         names.push(name);
     }
@@ -174,7 +177,10 @@ fn row(depth: usize, member: &Member, with_port: bool, pending: bool, tagged: bo
 fn title(role: &str) -> String {
     let word = |word: &str| {
         let mut letters = word.chars();
-        letters.next().map(|first| first.to_uppercase().chain(letters).collect::<String>()).unwrap_or_default()
+        letters
+            .next()
+            .map(|first| first.to_uppercase().chain(letters).collect::<String>())
+            .unwrap_or_default()
     };
     role.split('_').map(word).collect::<Vec<_>>().join(" ")
 }
@@ -196,7 +202,9 @@ fn notes(cluster: &Cluster) -> String {
         let part = |key: &str| scheduled.get(key).and_then(Value::as_str).map(harmless);
         notes.push_str(&format!(" Switchover scheduled at: {}\n", part("at").unwrap_or_default()));
         for (key, name) in [("from", part("from")), ("to", part("to"))] {
-            notes.push_str(&name.map(|name| format!("                    {key:>4}: {name}\n")).unwrap_or_default());
+            notes.push_str(
+                &name.map(|name| format!("                    {key:>4}: {name}\n")).unwrap_or_default(),
+            );
         }
     }
     notes

@@ -118,7 +118,11 @@ fn chosen<'a>(cluster: &'a Cluster, names: &[String], role: Part) -> Result<Vec<
         Part::Replica => !member.leads() && member.role != "witness",
     };
     let members: Vec<&Member> = members.into_iter().filter(fits).collect();
-    if members.is_empty() { Err(Failure::Refused("no member fits what was asked for".to_owned())) } else { Ok(members) }
+    if members.is_empty() {
+        Err(Failure::Refused("no member fits what was asked for".to_owned()))
+    } else {
+        Ok(members)
+    }
 }
 
 fn names(members: &[&Member]) -> String {
@@ -141,7 +145,9 @@ async fn tell(
             Err(failure) => Err(failure),
         };
         match told {
-            Ok(answer) => println!("Success: {what} for member {}: {}", member.name, harmless(answer.text.trim())),
+            Ok(answer) => {
+                println!("Success: {what} for member {}: {}", member.name, harmless(answer.text.trim()))
+            }
             Err(failure) => {
                 eprintln!("Failed: {what} for member {}: {failure}", member.name);
                 first = first.or(Some(failure));
@@ -175,7 +181,8 @@ pub(super) async fn restart(target: &TargetArgs, args: RestartArgs) -> Result<()
     if args.pending {
         body.insert("restart_pending".into(), true.into());
     }
-    tell(&target, &members, "restart", (Method::POST, "/restart"), Some(&Value::Object(body)), RESTART_MAX).await
+    tell(&target, &members, "restart", (Method::POST, "/restart"), Some(&Value::Object(body)), RESTART_MAX)
+        .await
 }
 
 pub(super) async fn reload(target: &TargetArgs, args: ReloadArgs) -> Result<(), Failure> {

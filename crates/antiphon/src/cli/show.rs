@@ -55,7 +55,8 @@ pub(super) fn explained(body: &Value) -> String {
         text(&body["state"]),
         text(&body["why"])
     )];
-    let steps = body["steps"].as_array().into_iter().flatten().map(|step| text(&step["step"]).replace('_', " "));
+    let steps =
+        body["steps"].as_array().into_iter().flatten().map(|step| text(&step["step"]).replace('_', " "));
     let steps: Vec<String> = steps.collect();
     if !steps.is_empty() {
         lines.push(format!("does now: {}", steps.join(", ")));
@@ -74,7 +75,8 @@ pub(super) fn explained(body: &Value) -> String {
     if election.is_object() {
         let cause = text(&election["cause"]["kind"]).replace('_', " ");
         let by = text(&election["opened_by"]);
-        lines.push(format!("term {} has no leader yet; {by} opened the election: {cause}", election["epoch"]));
+        lines
+            .push(format!("term {} has no leader yet; {by} opened the election: {cause}", election["epoch"]));
     } else if let Some(leader) = body["leader"].as_str() {
         lines.push(format!("{} leads in term {}", harmless(leader), body["epoch"]));
     }
@@ -108,7 +110,11 @@ pub(super) async fn version(target: &TargetArgs, args: &VersionArgs) -> Result<(
         match status {
             Ok(status) => {
                 let version = status["antiphon"]["version"].as_str().map(harmless).unwrap_or_default();
-                println!("{}: antiphon {version}, PostgreSQL {}", member.name, server(&status["server_version"]));
+                println!(
+                    "{}: antiphon {version}, PostgreSQL {}",
+                    member.name,
+                    server(&status["server_version"])
+                );
             }
             Err(failure) => println!("{}: {failure}", member.name),
         }

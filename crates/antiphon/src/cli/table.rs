@@ -32,7 +32,8 @@ pub(super) fn table(
         cells.chain([column.name.chars().count()]).max().unwrap_or(0)
     };
     let widths: Vec<usize> = columns.iter().enumerate().map(|(index, column)| width(index, column)).collect();
-    let rule: String = widths.iter().map(|width| format!("+{}", "-".repeat(width + 2))).collect::<String>() + "+";
+    let rule: String =
+        widths.iter().map(|width| format!("+{}", "-".repeat(width + 2))).collect::<String>() + "+";
     let mut text = titled(&rule, title);
     let aligned = |cell: &str, width: usize, right: bool| {
         if right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
@@ -65,6 +66,9 @@ fn titled(rule: &str, title: &str) -> String {
 
 /// A text without control characters and without those that change the direction of writing.
 pub(super) fn harmless(text: &str) -> String {
-    let harms = |c: char| c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let harms = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
     text.chars().map(|c| if harms(c) { '?' } else { c }).collect()
 }

@@ -85,7 +85,9 @@ impl Cluster {
     pub(super) fn member(&self, name: &str) -> Result<&Member, Failure> {
         let known = || self.members.iter().map(|member| member.name.as_str()).collect::<Vec<_>>().join(", ");
         let found = self.members.iter().find(|member| member.name == name);
-        found.ok_or_else(|| Failure::Usage(format!("there is no member {name:?} in {}; there are {}", self.scope, known())))
+        found.ok_or_else(|| {
+            Failure::Usage(format!("there is no member {name:?} in {}; there are {}", self.scope, known()))
+        })
     }
 
     /// The members of these names. A first name that is the cluster's is left out, as patronictl wants it there.
@@ -116,9 +118,10 @@ impl TargetArgs {
             .collect();
         // A URL that was given wins over a file that a variable names.
         if let Some(urls) = &self.url {
-            let login = env.get("ANTIPHON_API_USER").zip(env.get("ANTIPHON_API_PASSWORD")).map(|(user, password)| {
-                Login { username: user.clone(), password: Secret::new(password.clone()) }
-            });
+            let login =
+                env.get("ANTIPHON_API_USER").zip(env.get("ANTIPHON_API_PASSWORD")).map(|(user, password)| {
+                    Login { username: user.clone(), password: Secret::new(password.clone()) }
+                });
             let entries = urls.split(',').map(|url| Client::new(url.trim(), login.as_ref()));
             return Ok(Target { entries: entries.collect::<Result<_, _>>()?, login });
         }
@@ -138,9 +141,8 @@ impl Target {
     pub(super) async fn cluster(&self) -> Result<(Client, Cluster), Failure> {
         let (client, body) = self.look("/cluster").await?;
         let cluster = serde_json::from_value(body);
-        let cluster = cluster.map_err(|error| {
-            Failure::Refused(format!("{} describes no cluster: {error}", client.url()))
-        })?;
+        let cluster = cluster
+            .map_err(|error| Failure::Refused(format!("{} describes no cluster: {error}", client.url())))?;
         Ok((client, cluster))
     }
 

@@ -53,7 +53,8 @@ fn parsed(cluster: Value) -> Cluster {
 fn lists_look_as_they_did() {
     let cluster = parsed(cluster());
     let members: Vec<_> = cluster.members.iter().map(|member| (0, member)).collect();
-    let tree: Vec<_> = cluster.members.iter().enumerate().map(|(index, member)| (index.min(2), member)).collect();
+    let tree: Vec<_> =
+        cluster.members.iter().enumerate().map(|(index, member)| (index.min(2), member)).collect();
     for (format, file) in [
         (Format::Pretty, "list.txt"),
         (Format::Json, "list.json.txt"),
@@ -75,8 +76,10 @@ fn an_empty_cluster_has_a_table_too() {
 #[test]
 fn the_status_names_every_trouble() {
     let sick = parsed(cluster());
-    let well = parsed(json!({ "members": [cluster()["members"][0], cluster()["members"][1]], "scope": "demo", "epoch": 3,
-        "sync": { "promise": "quorum", "k": 1, "members": ["n2"] } }));
+    let well = parsed(
+        json!({ "members": [cluster()["members"][0], cluster()["members"][1]], "scope": "demo", "epoch": 3,
+        "sync": { "promise": "quorum", "k": 1, "members": ["n2"] } }),
+    );
     assert!(troubles(&well).is_empty());
     let text = [sick, well].map(|cluster| status_text(&cluster, &troubles(&cluster))).join("\n");
     check("status.txt", &text);
@@ -84,8 +87,10 @@ fn the_status_names_every_trouble() {
 
 #[test]
 fn a_history_looks_as_it_did() {
-    let lines = json!([[1, 33_554_432, "no recovery target specified", "2026-11-23T05:00:00Z", "n1"],
-        [2, 50_331_648, "switchover", "2026-11-23T06:00:00Z", "n2"]]);
+    let lines = json!([
+        [1, 33_554_432, "no recovery target specified", "2026-11-23T05:00:00Z", "n1"],
+        [2, 50_331_648, "switchover", "2026-11-23T06:00:00Z", "n2"]
+    ]);
     check("history.txt", &history_text(&lines, Format::Pretty));
     check("history.yaml.txt", &history_text(&lines, Format::Yaml));
 }
@@ -107,10 +112,15 @@ fn an_explanation_reads_as_sentences() {
 fn a_change_of_settings_reads_as_a_difference() {
     let before = json!({ "ttl": 30, "pause": true, "postgresql": { "parameters": { "a.b": 1 } } });
     let mut after = before.clone();
-    for (assignment, section) in [("ttl=20", &[][..]), ("pause=", &[]), ("postgresql.parameters.a.b=2", &[])] {
-        after = antiphon_core::settings::merge(&after, &config::patch(assignment, section).expect("an assignment"));
+    for (assignment, section) in [("ttl=20", &[][..]), ("pause=", &[]), ("postgresql.parameters.a.b=2", &[])]
+    {
+        after = antiphon_core::settings::merge(
+            &after,
+            &config::patch(assignment, section).expect("an assignment"),
+        );
     }
-    let parameter = config::patch("shared_preload_libraries=x", &["postgresql", "parameters"]).expect("an assignment");
+    let parameter =
+        config::patch("shared_preload_libraries=x", &["postgresql", "parameters"]).expect("an assignment");
     after = antiphon_core::settings::merge(&after, &parameter);
     check("edit-config.txt", &config::difference(&before, &after, false));
     assert_eq!(config::difference(&before, &before, true), "");

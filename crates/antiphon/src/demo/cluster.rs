@@ -81,7 +81,10 @@ impl Cluster {
                 name: name.parse().context("a demo name is a member name")?,
                 restapi: address(api),
                 raft: address(raft),
-                partners: (0..total).filter(|other| *other != index).map(|other| address(ports[other * 3])).collect(),
+                partners: (0..total)
+                    .filter(|other| *other != index)
+                    .map(|other| address(ports[other * 3]))
+                    .collect(),
                 raft_dir: dir.join("raft"),
                 raft_password: Secret::new(PASSWORD),
                 server: has_data.then(|| SampleServer {
@@ -253,7 +256,9 @@ impl Cluster {
             return true;
         }
         let Ok(seen) = self.get(leader, "/cluster").await else { return false };
-        let sync = |m: &Value| m["role"].as_str().is_some_and(|role| role.starts_with("sync") || role.starts_with("quorum"));
+        let sync = |m: &Value| {
+            m["role"].as_str().is_some_and(|role| role.starts_with("sync") || role.starts_with("quorum"))
+        };
         seen["members"].as_array().is_some_and(|members| members.iter().any(sync))
     }
 
@@ -305,7 +310,8 @@ fn own(path: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     let user = User::from_name("postgres")?.context("there is no user postgres; install PostgreSQL first")?;
-    chown(path, Some(user.uid), Some(user.gid)).with_context(|| format!("could not give away {}", path.display()))
+    chown(path, Some(user.uid), Some(user.gid))
+        .with_context(|| format!("could not give away {}", path.display()))
 }
 
 /// Ports that were free a moment ago.

@@ -45,7 +45,8 @@ async fn request(port: u16, text: &str, limit: Duration) -> anyhow::Result<Answe
         stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
         let answer = String::from_utf8_lossy(&answer).into_owned();
         let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of headers")?;
-        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("the answer has no status")?;
+        let status =
+            head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("the answer has no status")?;
         Ok(Answer { status, body: body.to_owned() })
     })
     .await

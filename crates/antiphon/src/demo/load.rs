@@ -67,7 +67,9 @@ impl Load {
         let noted = Arc::new(Mutex::new(Noted::default()));
         let stop = Arc::new(AtomicBool::new(false));
         let tasks = (0..writers)
-            .map(|writer| tokio::spawn(write(writer, servers.clone(), noted.clone(), stop.clone(), first.clone())))
+            .map(|writer| {
+                tokio::spawn(write(writer, servers.clone(), noted.clone(), stop.clone(), first.clone()))
+            })
             .collect();
         Ok(Self { servers, noted, stop, tasks, first })
     }
@@ -110,7 +112,8 @@ impl Load {
         let mut counts = vec![0; slices];
         let noted = self.lock();
         for (_, _, at) in noted.acknowledged.iter().rev() {
-            let age = usize::try_from(now.saturating_duration_since(*at).as_nanos() / width.as_nanos().max(1));
+            let age =
+                usize::try_from(now.saturating_duration_since(*at).as_nanos() / width.as_nanos().max(1));
             match age {
                 Ok(age) if age < slices => counts[slices - 1 - age] += 1,
                 _ => break,
@@ -129,7 +132,8 @@ impl Load {
             let _ = tokio::time::timeout(STATEMENT_DEADLINE * 3, task).await;
         }
         let client = writable(&self.servers, &self.first, limit).await?;
-        let rows = client.query("SELECT writer, number FROM load", &[]).await.context("could not read the table")?;
+        let rows =
+            client.query("SELECT writer, number FROM load", &[]).await.context("could not read the table")?;
         let present: std::collections::HashSet<(i32, i64)> =
             rows.iter().map(|row| (row.get::<_, i32>(0), row.get::<_, i64>(1))).collect();
         let noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -193,7 +197,9 @@ async fn connect_any(servers: &[u16], first: &AtomicUsize) -> Option<Client> {
 async fn connect(port: u16) -> Option<Client> {
     let mut config = Config::new();
     config.host("127.0.0.1").port(port).user("postgres").password(PASSWORD).dbname("postgres");
-    config.application_name("load").target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
+    config
+        .application_name("load")
+        .target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
     let (client, connection) = config.connect(NoTls).await.ok()?;
     tokio::spawn(connection);
     Some(client)

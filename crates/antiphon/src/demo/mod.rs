@@ -40,7 +40,8 @@ pub struct Options {
 /// Runs the demo. Exit code 0 only if nothing was lost and everybody streams at the end.
 pub fn run(options: &Options) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = runtime.context("could not start the runtime").and_then(|runtime| runtime.block_on(demo(options)));
+    let result =
+        runtime.context("could not start the runtime").and_then(|runtime| runtime.block_on(demo(options)));
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -53,9 +54,10 @@ pub fn run(options: &Options) -> ExitCode {
 
 async fn demo(options: &Options) -> anyhow::Result<bool> {
     let fresh = options.dir.is_none();
-    let dir = options.dir.clone().unwrap_or_else(|| {
-        std::env::temp_dir().join(format!("antiphon-demo-{}", std::process::id()))
-    });
+    let dir = options
+        .dir
+        .clone()
+        .unwrap_or_else(|| std::env::temp_dir().join(format!("antiphon-demo-{}", std::process::id())));
     let binary = std::env::current_exe().context("could not find this program's own file")?;
     let mut screen = Screen::new(options.once);
     let sound = play(options, &dir, binary, &mut screen).await;
@@ -80,7 +82,10 @@ async fn play(options: &Options, dir: &Path, binary: PathBuf, screen: &mut Scree
     };
     let mut cluster = Cluster::start(&plan)?;
     let up = watched(screen, None, &cluster, cluster.wait_whole(UP_WITHIN)).await?;
-    screen.tell(&format!("up after {:.1} s: one leader, two followers, each commit on two servers", up.as_secs_f64()));
+    screen.tell(&format!(
+        "up after {:.1} s: one leader, two followers, each commit on two servers",
+        up.as_secs_f64()
+    ));
     let load = Load::start(cluster.servers(), WRITERS, UP_WITHIN).await?;
     let mut outcomes = Vec::new();
     for scene in scenes::ALL {
@@ -167,7 +172,8 @@ async fn look(ports: &[u16]) -> Option<serde_json::Value> {
 
 /// Leaves the cluster to the user until Ctrl-C.
 async fn stay(screen: &mut Screen, load: &Load, cluster: &Cluster) {
-    let api: Vec<String> = cluster.nodes.iter().map(|node| format!("http://127.0.0.1:{}", node.api_port)).collect();
+    let api: Vec<String> =
+        cluster.nodes.iter().map(|node| format!("http://127.0.0.1:{}", node.api_port)).collect();
     let hosts: Vec<String> = cluster.servers().iter().map(|_| "127.0.0.1".to_owned()).collect();
     let ports: Vec<String> = cluster.servers().iter().map(ToString::to_string).collect();
     screen.tell("the cluster stays up; try, in another terminal:");

@@ -82,7 +82,8 @@ impl Scene {
         next_term(cluster, term, WHOLE_WITHIN).await?;
         cluster.wait_whole(WHOLE_WITHIN).await?;
         let whole = began.elapsed();
-        let after = cluster.leader().await.map_or_else(|| "nobody".to_owned(), |i| cluster.nodes[i].name.clone());
+        let after =
+            cluster.leader().await.map_or_else(|| "nobody".to_owned(), |i| cluster.nodes[i].name.clone());
         let reason = if after == before {
             format!("{before} went on leading")
         } else {
@@ -132,7 +133,12 @@ async fn switchover(cluster: &Cluster, leader: usize) -> anyhow::Result<()> {
     let node = &cluster.nodes[leader];
     let body = serde_json::json!({ "leader": node.name }).to_string();
     let answer = http::post(node.api_port, "/switchover", &body, Duration::from_secs(30)).await?;
-    anyhow::ensure!(answer.status == 200, "the switchover was answered with {}: {}", answer.status, answer.body);
+    anyhow::ensure!(
+        answer.status == 200,
+        "the switchover was answered with {}: {}",
+        answer.status,
+        answer.body
+    );
     Ok(())
 }
 

@@ -69,7 +69,11 @@ impl Screen {
 }
 
 fn members(frame: &mut String, seen: Option<&Value>) {
-    let _ = writeln!(frame, "  \x1b[2m{:<8}{:<16}{:<18}{:>4}  {:>10}\x1b[0m", "member", "role", "state", "TL", "lag");
+    let _ = writeln!(
+        frame,
+        "  \x1b[2m{:<8}{:<16}{:<18}{:>4}  {:>10}\x1b[0m",
+        "member", "role", "state", "TL", "lag"
+    );
     let members = seen.and_then(|seen| seen["members"].as_array()).cloned().unwrap_or_default();
     for member in &members {
         let text = |key: &str| member[key].as_str().unwrap_or("").to_owned();

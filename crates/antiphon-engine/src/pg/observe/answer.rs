@@ -45,6 +45,11 @@ const SELDOM_SEEN: &str = "SELECT json_build_object(\
     'pending_restart', (SELECT coalesce(json_agg(name), '[]') FROM pg_settings WHERE pending_restart), \
     'overridden', (SELECT coalesce(json_agg(name), '[]') FROM pg_settings \
         WHERE sourcefile LIKE '%/postgresql.auto.conf'), \
+    'replayed_at', CASE WHEN pg_is_in_recovery() THEN pg_last_xact_replay_timestamp()::text END, \
+    'replay_paused', CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END, \
+    'replication', (SELECT coalesce(json_agg(json_build_object('usename', usename, 'application_name', \
+        application_name, 'client_addr', client_addr, 'state', state, 'sync_state', sync_state, \
+        'sync_priority', sync_priority)), '[]') FROM pg_stat_replication), \
     'slots', (SELECT coalesce(json_object_agg(slot_name, restart_lsn::text), '{}') \
         FROM pg_replication_slots WHERE slot_type = 'physical'))::text";
 
@@ -85,6 +90,9 @@ struct Seldom {
     started: String,
     pending_restart: Vec<String>,
     overridden: Vec<String>,
+    replayed_at: Option<String>,
+    replay_paused: bool,
+    replication: Vec<serde_json::Value>,
     slots: BTreeMap<String, Option<Lsn>>,
 }
 
@@ -162,6 +170,9 @@ impl Inner {
             version: Some(seen.version),
             started: Some(seen.started),
             pending_restart: seen.pending_restart,
+            replication: seen.replication,
+            replayed_at: seen.replayed_at,
+            replay_paused: seen.replay_paused,
         };
         *lock(&self.about) = about;
         if self.paths.state.join(super::super::receiver::PAUSED_BY_US).exists() {
