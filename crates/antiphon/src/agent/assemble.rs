@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use antiphon_core::ha::cluster::{FORMAT, Member, Tags};
 use antiphon_core::settings::Settings;
@@ -11,7 +12,7 @@ use antiphon_peer::{Inboxes, PeerSettings, Peers};
 use antiphon_store::Store;
 use anyhow::Context;
 
-use antiphon_store::{RaftSettings, RaftStore, RaftTimings};
+use antiphon_store::{EtcdSettings, EtcdStore, RaftSettings, RaftStore, RaftTimings};
 use tokio::sync::{mpsc, watch};
 
 use super::act::Hands;
@@ -29,6 +30,9 @@ use super::view::View;
 use crate::config::{
     Account, Address, CallbackEvent, Listen, NodeConfig, PostgresConfig, Secret, StoreConfig,
 };
+
+/// How long a call of etcd may take.
+const STORE_CALL_LIMIT: Duration = Duration::from_secs(2);
 
 /// An agent that is ready to run, and what the API needs of it.
 pub struct Assembled {
@@ -70,7 +74,17 @@ pub async fn assemble(file: &Path, config: &NodeConfig) -> anyhow::Result<Assemb
             let store = RaftStore::start(settings).context("could not start the embedded store")?;
             (Arc::new(store.clone()), Some(store))
         }
-        StoreConfig::Etcd(_) => anyhow::bail!("etcd"),
+        StoreConfig::Etcd(etcd) => {
+            let settings = EtcdSettings {
+                endpoints: etcd.endpoints.iter().map(|endpoint| format!("http://{endpoint}")).collect(),
+                namespace: config.namespace.trim_start_matches('/').to_owned(),
+                scope: config.scope.clone(),
+                user: etcd.login.as_ref().map(|l| (l.username.clone(), l.password.expose().to_owned())),
+                call_limit: STORE_CALL_LIMIT,
+            };
+            let store = EtcdStore::start(&settings).context("could not use etcd")?;
+            (Arc::new(store), None)
+        }
     };
     let engine = match &config.postgresql {
         Some(pg) => Some(engine(config, pg)?),

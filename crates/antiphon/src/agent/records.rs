@@ -70,8 +70,13 @@ pub fn read(snapshot: &Snapshot) -> Result<Records, Unreadable> {
         config: (Value::Null, 0),
         ..Records::default()
     };
-    if let Some(cluster) = &records.cluster {
-        check(&cluster.value)?;
+    match &records.cluster {
+        Some(cluster) => check(&cluster.value)?,
+        None if snapshot.entries.contains_key("initialize") => {
+            let reason = "it is Patroni's: this scope belongs to a Patroni cluster, give Antiphon another one";
+            return Err(unreadable("initialize", reason));
+        }
+        None => {}
     }
     for (key, versioned) in &snapshot.entries {
         let Some(name) = key.strip_prefix(MEMBERS) else { continue };

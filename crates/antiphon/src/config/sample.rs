@@ -20,7 +20,9 @@ pub struct Sample {
     pub name: NodeName,
     /// Where its API is.
     pub restapi: Address,
-    /// Where its raft is.
+    /// The etcd that the cluster agrees in; none: its own Raft.
+    pub etcd: Option<Address>,
+    /// Where its agent hears the others (Raft or heartbeats).
     pub raft: Address,
     /// The others' raft.
     pub partners: Vec<Address>,
@@ -53,23 +55,33 @@ pub struct SampleServer {
 
 /// The node file as text. It holds passwords: write it with mode 0600.
 pub fn sample(node: &Sample) -> String {
-    let partners: Vec<Value> = node.partners.iter().map(|partner| text(&partner.to_string())).collect();
     let mut file = format!(
-        "scope: {}\nname: {}\n\nrestapi:\n  listen: {}\n\nraft:\n  self_addr: {}\n  partner_addrs: {}\n  data_dir: {}\n  \
-         password: {}\n\nbootstrap:\n  dcs: {}\n  initdb:\n    - data-checksums\n    - encoding: UTF8\n",
+        "scope: {}\nname: {}\n\nrestapi:\n  listen: {}\n\n{}\nbootstrap:\n  dcs: {}\n  initdb:\n    - data-checksums\n    \
+         - encoding: UTF8\n",
         text(&node.scope),
         text(node.name.as_str()),
         text(&node.restapi.to_string()),
-        text(&node.raft.to_string()),
-        Value::Array(partners),
-        text(&node.raft_dir.to_string_lossy()),
-        text(node.raft_password.expose()),
+        store(node),
         node.settings,
     );
     if let Some(server) = &node.server {
         file.push_str(&section(server));
     }
     file
+}
+
+fn store(node: &Sample) -> String {
+    let (address, password) = (text(&node.raft.to_string()), text(node.raft_password.expose()));
+    if let Some(etcd) = &node.etcd {
+        let host = text(&etcd.to_string());
+        return format!("etcd3:\n  host: {host}\nheartbeat:\n  listen: {address}\n  password: {password}\n");
+    }
+    let partners = node.partners.iter().map(|partner| text(&partner.to_string())).collect();
+    format!(
+        "raft:\n  self_addr: {address}\n  partner_addrs: {}\n  data_dir: {}\n  password: {password}\n",
+        Value::Array(partners),
+        text(&node.raft_dir.to_string_lossy()),
+    )
 }
 
 fn section(server: &SampleServer) -> String {

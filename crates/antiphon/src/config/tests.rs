@@ -98,6 +98,7 @@ fn member() -> Sample {
         scope: "demo".into(),
         name: "n1".parse().expect("a name"),
         restapi: Address::parse("127.0.0.1:8008", None).expect("an address"),
+        etcd: None,
         raft: Address::parse("[::1]:2222", None).expect("an address"),
         partners: vec![
             Address::parse("127.0.0.1:2223", None).expect("an address"),

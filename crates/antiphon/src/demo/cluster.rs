@@ -49,6 +49,8 @@ pub struct Plan {
     pub witness: bool,
     /// Cluster-wide settings.
     pub settings: Value,
+    /// The port of an etcd on loopback to agree in; the members' own Raft if none.
+    pub etcd: Option<u16>,
 }
 
 /// A running cluster.
@@ -80,6 +82,7 @@ impl Cluster {
                 scope: "demo".to_owned(),
                 name: name.parse().context("a demo name is a member name")?,
                 restapi: address(api),
+                etcd: plan.etcd.map(address),
                 raft: address(raft),
                 partners: (0..total)
                     .filter(|other| *other != index)

@@ -79,6 +79,7 @@ async fn play(options: &Options, dir: &Path, binary: PathBuf, screen: &mut Scree
         data_members: 3,
         witness: false,
         settings: json!({ "synchronous_mode": "quorum" }),
+        etcd: None,
     };
     let mut cluster = Cluster::start(&plan)?;
     let up = watched(screen, None, &cluster, cluster.wait_whole(UP_WITHIN)).await?;

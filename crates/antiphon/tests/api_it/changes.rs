@@ -31,7 +31,11 @@ async fn nothing_is_changed_without_the_password() {
     let served = Served::protected(view("n1"), Access { login: Some(secret()), ..Access::default() }).await;
     let before = served.value("config").await;
     for (method, path) in UNSAFE {
-        assert_eq!(served.send(method, path, Some(json!({ "ttl": 20 }))).await.status, 401, "{method} {path}");
+        assert_eq!(
+            served.send(method, path, Some(json!({ "ttl": 20 }))).await.status,
+            401,
+            "{method} {path}"
+        );
     }
     for given in ["Basic YWRtaW46d3Jvbmc=", "Basic ???", "Basic", "Bearer s3cr:t", "Basic YWRtaW4="] {
         let request = format!(
@@ -56,7 +60,11 @@ async fn an_address_that_is_not_listed_changes_nothing() {
     let strange = Access { allowlist: vec!["10.0.0.0/8".to_owned()], ..Access::default() };
     let served = Served::protected(view("n1"), strange).await;
     for (method, path) in UNSAFE {
-        assert_eq!(served.send(method, path, Some(json!({ "ttl": 20 }))).await.status, 403, "{method} {path}");
+        assert_eq!(
+            served.send(method, path, Some(json!({ "ttl": 20 }))).await.status,
+            403,
+            "{method} {path}"
+        );
     }
     let named = Access { allowlist: vec!["localhost".to_owned()], ..Access::default() };
     let served = Served::protected(view("n1"), named).await;
@@ -96,7 +104,11 @@ async fn a_page_of_another_site_changes_nothing() {
 #[tokio::test]
 async fn settings_are_merged_replaced_and_checked() {
     let served = Served::new(view("n1")).await;
-    let answer = patch(&served, json!({ "ttl": 20, "synchronous_mode": null, "postgresql": { "parameters": { "work_mem": "8MB" } } })).await;
+    let answer = patch(
+        &served,
+        json!({ "ttl": 20, "synchronous_mode": null, "postgresql": { "parameters": { "work_mem": "8MB" } } }),
+    )
+    .await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     let expected = json!({ "ttl": 20, "postgresql": { "parameters": { "work_mem": "8MB" } } });
     assert_eq!(serde_json::from_str::<Value>(&answer.text).expect("JSON"), expected);
@@ -152,7 +164,8 @@ async fn a_change_based_on_old_settings_is_refused() {
 #[tokio::test]
 async fn of_changes_at_the_same_time_none_is_lost() {
     let served = Served::new(view("n1")).await;
-    let parameters = ["work_mem", "maintenance_work_mem", "temp_buffers", "random_page_cost", "seq_page_cost"];
+    let parameters =
+        ["work_mem", "maintenance_work_mem", "temp_buffers", "random_page_cost", "seq_page_cost"];
     let requests = parameters.map(|name| {
         let body = json!({ "postgresql": { "parameters": { name: 8 } } });
         patch(&served, body)

@@ -78,7 +78,8 @@ async fn an_order_whose_answer_is_lost_is_unknown() {
         let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut buffer).await;
     });
     let client = antiphon::cli::Client::new(&url, None).expect("a URL");
-    let sent = client.send("POST".parse().expect("a method"), "/restart", None, None, Duration::from_secs(5)).await;
+    let sent =
+        client.send("POST".parse().expect("a method"), "/restart", None, None, Duration::from_secs(5)).await;
     assert_eq!(sent.expect_err("no answer came").code(), 4);
     cut.await.expect("the other side");
 }
@@ -94,14 +95,16 @@ async fn a_switchover_is_asked_for_and_awaited() {
         served.put("cluster", &serde_json::to_string(&led_by("n2", next)).expect("JSON")).await;
         served.put_member(&serving("n2", 5002, next)).await;
     };
-    let (code, ()) = tokio::join!(code(&served, &["switchover", "demo", "--candidate", "n2", "--force"]), handed);
+    let (code, ()) =
+        tokio::join!(code(&served, &["switchover", "demo", "--candidate", "n2", "--force"]), handed);
     assert_eq!(code, 0);
 }
 
 #[tokio::test]
 async fn settings_are_edited_as_asked() {
     let served = served_as("n1").await;
-    let edit = ["edit-config", "-s", "ttl=40", "-s", "synchronous_mode=null", "-p", "work_mem=8MB", "-q", "--force"];
+    let edit =
+        ["edit-config", "-s", "ttl=40", "-s", "synchronous_mode=null", "-p", "work_mem=8MB", "-q", "--force"];
     assert_eq!(code(&served, &edit).await, 0);
     let expected = json!({ "ttl": 40, "postgresql": { "parameters": { "work_mem": "8MB" } } });
     assert_eq!(served.value("config").await, Some(expected));
@@ -133,10 +136,14 @@ async fn orders_go_to_the_members_that_were_named() {
         },
         async {
             let mut told = Vec::new();
-            while let Some(order) = tokio::time::timeout(Duration::from_secs(5), served.commands.recv()).await.ok().flatten() {
+            while let Some(order) =
+                tokio::time::timeout(Duration::from_secs(5), served.commands.recv()).await.ok().flatten()
+            {
                 told.push(format!("{order:?}").chars().take(7).collect::<String>());
                 match order {
-                    Order::Restart { done } | Order::Reinitialise { done } => done.send(Ok(())).expect("someone waits"),
+                    Order::Restart { done } | Order::Reinitialise { done } => {
+                        done.send(Ok(())).expect("someone waits")
+                    }
                     Order::Reload { done } => done.send(Ok(Vec::new())).expect("someone waits"),
                 }
                 if told.len() == 2 {

@@ -15,7 +15,10 @@ type Stream = Lines<BufReader<TcpStream>>;
 
 async fn follow(served: &Served) -> Stream {
     let mut stream = TcpStream::connect(served.address).await.expect("a connection");
-    stream.write_all(b"GET /events HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n").await.expect("a write");
+    stream
+        .write_all(b"GET /events HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n")
+        .await
+        .expect("a write");
     let mut lines = BufReader::new(stream).lines();
     let mut head = String::new();
     while let Some(line) = lines.next_line().await.expect("a line") {
@@ -26,7 +29,10 @@ async fn follow(served: &Served) -> Stream {
         head.push('\n');
     }
     assert!(head.starts_with("http/1.1 200"), "{head}");
-    assert!(head.contains("content-type: text/event-stream\n") && head.contains("cache-control: no-store\n"), "{head}");
+    assert!(
+        head.contains("content-type: text/event-stream\n") && head.contains("cache-control: no-store\n"),
+        "{head}"
+    );
     lines
 }
 
@@ -50,7 +56,8 @@ async fn a_change_is_pushed_at_once_and_carries_the_whole_state() {
     let wait = Duration::from_secs(5);
     let first = next(&mut stream, wait).await.expect("the state");
     assert_eq!((&first["epoch"], &first["phase"]), (&3.into(), &"led".into()));
-    let leader = serde_json::json!({ "name": "n1", "host": "127.0.0.1", "port": 5001, "epoch": 3, "serving": true });
+    let leader =
+        serde_json::json!({ "name": "n1", "host": "127.0.0.1", "port": 5001, "epoch": 3, "serving": true });
     assert_eq!(first["leader"], leader);
     assert_eq!(first["members"][1]["role"], "quorum_standby");
     assert_eq!(first["members"][1]["lag_bytes"], 0);
@@ -68,7 +75,10 @@ async fn a_change_is_pushed_at_once_and_carries_the_whole_state() {
     });
     served.view.send_replace(Arc::new(electing));
     let second = next(&mut stream, wait).await.expect("the change");
-    assert_eq!((&second["epoch"], &second["phase"], &second["leader"]), (&4.into(), &"electing".into(), &Value::Null));
+    assert_eq!(
+        (&second["epoch"], &second["phase"], &second["leader"]),
+        (&4.into(), &"electing".into(), &Value::Null)
+    );
     assert!(at.elapsed() < Duration::from_secs(1), "it took {:?}", at.elapsed());
 }
 

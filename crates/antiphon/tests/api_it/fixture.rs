@@ -17,8 +17,8 @@ use antiphon_core::ha::decide::Decision;
 use antiphon_core::ha::role::Role;
 use antiphon_core::ha::why::Why;
 use antiphon_core::ha::world::{
-    Beat, Database, Knock, Link, Local, Me, Peer, PrimaryServer, Server, ServerBrief, StandbyServer, StoreView, Stored,
-    SyncNames, Upstream, World,
+    Beat, Database, Knock, Link, Local, Me, Peer, PrimaryServer, Server, ServerBrief, StandbyServer,
+    StoreView, Stored, SyncNames, Upstream, World,
 };
 use antiphon_core::settings::{DynamicCommands, Settings, SyncMode};
 use antiphon_core::{Epoch, Instant, Lsn, NodeName, Timeline};
@@ -122,9 +122,11 @@ pub(crate) fn view(me: &str) -> View {
     let now = now();
     let records = [serving("n1", 5001, EPOCH), member("n2", 5002), member("n3", 5003)];
     let mine = records.iter().find(|member| member.name == name(me)).cloned().expect("one of three");
-    let members = records.into_iter().map(|member| (member.name.clone(), Stored { value: member, revision: 1 }));
+    let members =
+        records.into_iter().map(|member| (member.name.clone(), Stored { value: member, revision: 1 }));
     let server = if me == "n1" { primary() } else { standby(0) };
-    let role = if me == "n1" { Role::Leader { epoch: EPOCH } } else { Role::Follower { upstream: name("n1") } };
+    let role =
+        if me == "n1" { Role::Leader { epoch: EPOCH } } else { Role::Follower { upstream: name("n1") } };
     let why = if me == "n1" { Why::Leading } else { Why::Following { upstream: name("n1") } };
     let settings = Settings { synchronous_mode: SyncMode::Quorum, ..Settings::default() };
     let others = ["n1", "n2", "n3"].into_iter().filter(|other| *other != me);

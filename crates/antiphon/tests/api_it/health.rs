@@ -28,18 +28,41 @@ async fn check(what: &str, view: View, good: &[&str], bad: &[&str]) {
 }
 
 const LEADER: [&str; 9] = [
-    "/", "/primary", "/master", "/read-write", "/leader", "/read-only", "/read-only-quorum", "/read-only-sync", "/health",
+    "/",
+    "/primary",
+    "/master",
+    "/read-write",
+    "/leader",
+    "/read-only",
+    "/read-only-quorum",
+    "/read-only-sync",
+    "/health",
 ];
 
 #[tokio::test]
 async fn a_leader_is_sent_writes() {
     let bad = [
-        "/replica", "/standby-leader", "/standby_leader", "/sync", "/quorum", "/async", "/asynchronous", "/nonsense",
-        "/../x", "/%2e%2e", "//",
+        "/replica",
+        "/standby-leader",
+        "/standby_leader",
+        "/sync",
+        "/quorum",
+        "/async",
+        "/asynchronous",
+        "/nonsense",
+        "/../x",
+        "/%2e%2e",
+        "//",
     ];
     check("leader", view("n1"), &LEADER, &bad).await;
     // Tags are not asked of a leader; paths are matched by what they contain.
-    check("leader", view("n1"), &["/primary?tag_zone=x", "/x/primary/y", "/healthz"], &["/health?tag_zone=x"]).await;
+    check(
+        "leader",
+        view("n1"),
+        &["/primary?tag_zone=x", "/x/primary/y", "/healthz"],
+        &["/health?tag_zone=x"],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -71,10 +94,22 @@ async fn a_replica_that_does_not_acknowledge_is_asynchronous() {
 #[tokio::test]
 async fn a_replica_that_lags_or_is_kept_out_is_not_sent_reads() {
     let behind = with_server(view("n3"), standby(100_000));
-    let good = ["/replica", "/replica?lag=100000", "/replica?lag=100kB", "/async?lag=1MB", "/replica?lag=", "/replica?x=1"];
+    let good = [
+        "/replica",
+        "/replica?lag=100000",
+        "/replica?lag=100kB",
+        "/async?lag=1MB",
+        "/replica?lag=",
+        "/replica?x=1",
+    ];
     let bad = [
-        "/replica?lag=99999", "/replica?lag=16kB", "/async?lag=0", "/replica?lag=-1", "/replica?lag=1e9GB",
-        "/replica?lag=nonsense", "/read-only?lag=5",
+        "/replica?lag=99999",
+        "/replica?lag=16kB",
+        "/async?lag=0",
+        "/replica?lag=-1",
+        "/replica?lag=1e9GB",
+        "/replica?lag=nonsense",
+        "/read-only?lag=5",
     ];
     check("behind", behind, &good, &bad).await;
     let hidden = changed(view("n3"), |world| world.me.member.tags.noloadbalance = true);
@@ -92,14 +127,26 @@ async fn tags_are_compared_as_texts() {
         tags.custom.insert("ssd".to_owned(), json!(true));
         tags.custom.insert("rack".to_owned(), json!(7));
     });
-    let good = ["/replica?tag_zone=A%20b&tag_ssd=true&tag_rack=7", "/replica?tag_clonefrom=true", "/replica?tag_=", "/replica?zone=x"];
-    let bad = ["/replica?tag_zone=a+b", "/replica?tag_ssd=True", "/replica?tag_none=1", "/replica?tag_zone=(a*)*b"];
+    let good = [
+        "/replica?tag_zone=A%20b&tag_ssd=true&tag_rack=7",
+        "/replica?tag_clonefrom=true",
+        "/replica?tag_=",
+        "/replica?zone=x",
+    ];
+    let bad =
+        ["/replica?tag_zone=a+b", "/replica?tag_ssd=True", "/replica?tag_none=1", "/replica?tag_zone=(a*)*b"];
     check("tags", tagged, &good, &bad).await;
 }
 
 #[tokio::test]
 async fn a_server_that_does_not_answer_is_sent_nothing() {
-    let stopped = Stopped { crash: Some("signal 9".to_owned()), clean: false, primary: true, checkpoint: Default::default(), restored: false };
+    let stopped = Stopped {
+        crash: Some("signal 9".to_owned()),
+        clean: false,
+        primary: true,
+        checkpoint: Default::default(),
+        restored: false,
+    };
     let dead = with_server(view("n1"), Server::Stopped(stopped));
     check("dead primary", dead, &[], &LEADER).await;
     let since = now();
@@ -163,7 +210,8 @@ async fn statuses(what: &str, view: View, expected: &[(&str, u16)]) {
 
 #[tokio::test]
 async fn liveness_is_of_the_agent_and_readiness_of_the_server() {
-    statuses("leader", view("n1"), &[("/liveness", 200), ("/readiness", 200), ("/readiness?lag=0", 200)]).await;
+    statuses("leader", view("n1"), &[("/liveness", 200), ("/readiness", 200), ("/readiness?lag=0", 200)])
+        .await;
     let old = |me: &str, ttls: u32| {
         changed(view(me), |world| world.now = world.now - world.settings.ttl * ttls - Duration::from_secs(1))
     };
@@ -173,7 +221,12 @@ async fn liveness_is_of_the_agent_and_readiness_of_the_server() {
     let paused = changed(old("n2", 2), |world| world.settings.pause = true);
     statuses("paused", paused, &[("/liveness", 200)]).await;
     let behind = with_server(view("n2"), standby(2 << 20));
-    let ready = [("/readiness", 503), ("/readiness?lag=4MB", 200), ("/readiness?lag=1MB&mode=write", 503), ("/readiness?lag=x", 503)];
+    let ready = [
+        ("/readiness", 503),
+        ("/readiness?lag=4MB", 200),
+        ("/readiness?lag=1MB&mode=write", 503),
+        ("/readiness?lag=x", 503),
+    ];
     statuses("behind", behind, &ready).await;
     let cut_off = changed(view("n2"), |world| world.peers.clear());
     statuses("nobody heard", cut_off, &[("/readiness", 503)]).await;

@@ -43,7 +43,9 @@ async fn bodies_that_contradict_or_overrun_are_refused() {
     let served = Served::new(view("n1")).await;
     let before = served.value("config").await;
     let deep = "[".repeat(100_000);
-    let with_length = |body: &str| format!("PATCH /config HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let with_length = |body: &str| {
+        format!("PATCH /config HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
     let cases: Vec<(&str, String, &[u16])> = vec![
         ("no length", "PATCH /config HTTP/1.1\r\nHost: x\r\n\r\n".into(), &[411]),
         ("empty", with_length(""), &[400]),
@@ -153,8 +155,12 @@ async fn two_thousand_idle_connections_keep_nobody_waiting() {
         slowest = slowest.max(at.elapsed());
     }
     let rate = f64::from(count) / began.elapsed().as_secs_f64();
-    println!("one connection beside 2,000 idle ones: {rate:.0} checks a second, the slowest took {slowest:?}");
+    println!(
+        "one connection beside 2,000 idle ones: {rate:.0} checks a second, the slowest took {slowest:?}"
+    );
     let page = served.get("/metrics").await.text;
-    let open = page.lines().find_map(|line| line.strip_prefix("antiphon_http_connections{")?.split(' ').nth(1)?.parse::<u32>().ok());
+    let open = page.lines().find_map(|line| {
+        line.strip_prefix("antiphon_http_connections{")?.split(' ').nth(1)?.parse::<u32>().ok()
+    });
     assert!(open.is_some_and(|open| open >= 2001), "{open:?}");
 }

@@ -58,7 +58,8 @@ async fn a_switchover_without_outcome_is_unknown() {
     let served = Served::new(quick).await;
     let method = "POST".parse().expect("a method");
     let body = json!({ "leader": "n1" });
-    let answer = served.client().send(method, "/switchover", Some(&body), None, Duration::from_secs(40)).await;
+    let answer =
+        served.client().send(method, "/switchover", Some(&body), None, Duration::from_secs(40)).await;
     let answer = answer.expect("an answer");
     assert_eq!((answer.status, answer.text.as_str()), (503, "Switchover status unknown"));
     assert!(served.value("failover").await.is_some(), "the wish stands");
@@ -137,27 +138,44 @@ async fn the_agent_is_told_and_its_answer_is_given() {
         while let Some(command) = served.commands.recv().await {
             match command {
                 Command::Restart { done } => done.send(Ok(())).expect("someone waits"),
-                Command::Reload { done } => done.send(Ok(vec!["max_connections".to_owned()])).expect("someone waits"),
+                Command::Reload { done } => {
+                    done.send(Ok(vec!["max_connections".to_owned()])).expect("someone waits")
+                }
                 Command::Reinitialise { done } => done.send(Err("busy".to_owned())).expect("someone waits"),
             }
         }
     });
     let post = async |path: &str, body: Value| {
-        let answer = client.send("POST".parse().expect("a method"), path, Some(&body), None, Duration::from_secs(10)).await;
+        let answer = client
+            .send("POST".parse().expect("a method"), path, Some(&body), None, Duration::from_secs(10))
+            .await;
         let answer = answer.expect("an answer");
         (answer.status, answer.text)
     };
     assert_eq!(post("/restart", json!({})).await, (200, "restarted successfully".to_owned()));
     assert_eq!(post("/restart", json!({ "role": "replica", "postgres_version": "15.19" })).await.0, 200);
-    let unmet = [json!({ "role": "primary" }), json!({ "restart_pending": true }), json!({ "postgres_version": "15.2" })];
+    let unmet = [
+        json!({ "role": "primary" }),
+        json!({ "restart_pending": true }),
+        json!({ "postgres_version": "15.2" }),
+    ];
     for terms in unmet {
         assert_eq!(post("/restart", terms).await, (503, "restart conditions are not satisfied".to_owned()));
     }
-    for wrong in [json!({ "role": "x" }), json!({ "timeout": 0 }), json!({ "postgres_version": "new" }), json!({ "x": 1 })] {
+    for wrong in [
+        json!({ "role": "x" }),
+        json!({ "timeout": 0 }),
+        json!({ "postgres_version": "new" }),
+        json!({ "x": 1 }),
+    ] {
         assert_eq!(post("/restart", wrong).await.0, 400);
     }
     let reloaded = post("/reload", json!({})).await;
-    assert!(reloaded.0 == 202 && reloaded.1.starts_with("reload scheduled") && reloaded.1.contains("max_connections"));
+    assert!(
+        reloaded.0 == 202
+            && reloaded.1.starts_with("reload scheduled")
+            && reloaded.1.contains("max_connections")
+    );
     assert_eq!(post("/reinitialize", json!({ "force": true })).await, (503, "busy".to_owned()));
     agent.abort();
 }
@@ -192,7 +210,9 @@ async fn only_a_member_that_is_gone_is_forgotten() {
     let gone = changed(view("n1"), |world| drop(world.peers.remove(&name("n3"))));
     let served = Served::new(gone).await;
     served.put_member(&super::fixture::member("n3", 5003)).await;
-    for (member, status) in [("n1", 409), ("n2", 409), ("n9", 404), ("%2e%2e%2fx", 400), ("", 400), ("n3", 200)] {
+    for (member, status) in
+        [("n1", 409), ("n2", 409), ("n9", 404), ("%2e%2e%2fx", 400), ("", 400), ("n3", 200)]
+    {
         let answer = served.send("DELETE", &format!("/members/{member}"), None).await;
         assert_eq!(answer.status, status, "{member}: {}", answer.text);
     }

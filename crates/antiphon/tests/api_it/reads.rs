@@ -107,20 +107,40 @@ async fn metrics_have_patronis_names() {
     let page = served.get("/metrics").await.text;
     let labels = r#"{scope="demo",name="n1"}"#;
     let known = [
-        ("patroni_version", "040105"), ("patroni_postgres_running", "1"), ("patroni_postmaster_start_time", "1795406400"),
-        ("patroni_primary", "1"), ("patroni_xlog_location", "50331648"), ("patroni_standby_leader", "0"),
-        ("patroni_replica", "0"), ("patroni_sync_standby", "0"), ("patroni_quorum_standby", "0"),
-        ("patroni_xlog_received_location", "0"), ("patroni_xlog_replayed_location", "0"),
-        ("patroni_xlog_replayed_timestamp", "0"), ("patroni_xlog_paused", "0"), ("patroni_postgres_streaming", "0"),
-        ("patroni_postgres_in_archive_recovery", "0"), ("patroni_postgres_server_version", "150018"),
-        ("patroni_cluster_unlocked", "0"), ("patroni_failsafe_mode_is_active", "0"), ("patroni_postgres_timeline", "3"),
-        ("patroni_dcs_last_seen", "1795409000"), ("patroni_pending_restart", "0"), ("patroni_is_paused", "0"),
-        ("patroni_postgres_state", "5"), ("antiphon_epoch", "3"), ("antiphon_leads", "1"),
-        ("antiphon_sync_set_members", "1"), ("antiphon_degraded", "0"),
+        ("patroni_version", "040105"),
+        ("patroni_postgres_running", "1"),
+        ("patroni_postmaster_start_time", "1795406400"),
+        ("patroni_primary", "1"),
+        ("patroni_xlog_location", "50331648"),
+        ("patroni_standby_leader", "0"),
+        ("patroni_replica", "0"),
+        ("patroni_sync_standby", "0"),
+        ("patroni_quorum_standby", "0"),
+        ("patroni_xlog_received_location", "0"),
+        ("patroni_xlog_replayed_location", "0"),
+        ("patroni_xlog_replayed_timestamp", "0"),
+        ("patroni_xlog_paused", "0"),
+        ("patroni_postgres_streaming", "0"),
+        ("patroni_postgres_in_archive_recovery", "0"),
+        ("patroni_postgres_server_version", "150018"),
+        ("patroni_cluster_unlocked", "0"),
+        ("patroni_failsafe_mode_is_active", "0"),
+        ("patroni_postgres_timeline", "3"),
+        ("patroni_dcs_last_seen", "1795409000"),
+        ("patroni_pending_restart", "0"),
+        ("patroni_is_paused", "0"),
+        ("patroni_postgres_state", "5"),
+        ("antiphon_epoch", "3"),
+        ("antiphon_leads", "1"),
+        ("antiphon_sync_set_members", "1"),
+        ("antiphon_degraded", "0"),
     ];
     for (name, value) in known {
         assert!(page.contains(&format!("\n{name}{labels} {value}\n")), "{name}: {page}");
         assert!(page.contains(&format!("# TYPE {name} ")), "{name}");
     }
-    assert!(page.contains("antiphon_member_lag_bytes{scope=\"demo\",name=\"n1\",member=\"n2\"} 0\n"), "{page}");
+    assert!(
+        page.contains("antiphon_member_lag_bytes{scope=\"demo\",name=\"n1\",member=\"n2\"} 0\n"),
+        "{page}"
+    );
 }

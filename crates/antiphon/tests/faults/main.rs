@@ -72,7 +72,52 @@ fn plan(scratch: &Scratch, data_members: usize, witness: bool, settings: Value) 
         data_members,
         witness,
         settings,
+        etcd: None,
     }
+}
+
+/// A real etcd in a directory of the test; ended when dropped.
+struct Etcd {
+    process: std::process::Child,
+    port: u16,
+}
+
+impl Etcd {
+    fn start(dir: &Path) -> Self {
+        let listeners: Vec<_> = (0..2).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let [port, peer_port] = [0, 1].map(|i: usize| listeners[i].local_addr().unwrap().port());
+        drop(listeners);
+        std::fs::create_dir_all(dir).unwrap();
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let log = std::fs::File::create(dir.join("etcd.log")).unwrap();
+        let process = std::process::Command::new("etcd")
+            .args(["--name", "e1", "--data-dir"])
+            .arg(dir.join("etcd"))
+            .args(["--listen-client-urls", &url(port), "--advertise-client-urls", &url(port)])
+            .args(["--listen-peer-urls", &url(peer_port), "--initial-advertise-peer-urls", &url(peer_port)])
+            .args(["--initial-cluster", &format!("e1={}", url(peer_port))])
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("etcd is installed (apt-get install etcd-server)");
+        Self { process, port }
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_that_agrees_in_etcd_loses_nothing() {
+    let scratch = Scratch::new("etcd");
+    let etcd = Etcd::start(scratch.path());
+    let plan = Plan { etcd: Some(etcd.port), ..plan(&scratch, 3, false, json!({ "synchronous_mode": "quorum" })) };
+    let scenes = [Scene::KillServer, Scene::KillNode, Scene::Switchover];
+    assert_eq!(torment("etcd", &plan, &scenes).await.lost, 0);
 }
 
 /// Plays faults at random moments of a load and counts.
@@ -127,7 +172,8 @@ async fn two_members_and_a_witness_lose_nothing_and_go_on_alone() {
 async fn asynchronous_mode_loses_no_more_than_was_on_its_way() {
     let scratch = Scratch::new("asynchronous");
     let plan = plan(&scratch, 3, false, json!({ "synchronous_mode": "off", "ttl": 3 }));
-    let tally = torment("asynchronous", &plan, &[Scene::KillServer, Scene::KillNode, Scene::Switchover]).await;
+    let tally =
+        torment("asynchronous", &plan, &[Scene::KillServer, Scene::KillNode, Scene::Switchover]).await;
     // Each fault may lose what the leader had acknowledged and no follower had received: here far less than a
     // second of writes.
     let bound = usize::try_from(faults()).unwrap() * 500;
