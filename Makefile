@@ -3,9 +3,10 @@
 
 SERVERS := scripts/servers.sh
 ARGS ?=
+FAULTS ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix sim bench-failover
+.PHONY: help demo test check fix sim faults bench-failover
 
 help: ## list these targets
 	@echo 'Antiphon: make TARGET'
@@ -37,6 +38,10 @@ fix: ## put right what a machine can: formatting and the lints with a known cure
 
 sim: ## simulate whole clusters, seed after seed; a failing seed is printed
 	cargo sim $(ARGS)
+
+faults: ## 200 random faults on real clusters in each mode, lost writes counted (hours; FAULTS=20 is shorter)
+	@$(SERVERS) toolchain ensure etcd >/dev/null
+	ANTIPHON_FAULTS=$(FAULTS) cargo test -p antiphon --test faults -- --nocapture --test-threads=1 $(ARGS)
 
 bench-failover: ## how long writes stop at each kind of failure, beside Patroni (root; takes hours, ARGS="--runs 2" is shorter)
 	@$(SERVERS) toolchain etcd haproxy net >/dev/null

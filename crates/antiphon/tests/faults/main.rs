@@ -63,11 +63,16 @@ fn faults() -> u64 {
     std::env::var("ANTIPHON_FAULTS").ok().and_then(|count| count.parse().ok()).unwrap_or(FAULTS)
 }
 
+/// The agent under test: `ANTIPHON_BINARY`, for a long run that a new build must not disturb, or this build's.
+fn binary() -> PathBuf {
+    std::env::var_os("ANTIPHON_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_antiphon").into(), PathBuf::from)
+}
+
 /// `ANTIPHON_PG_BIN` chooses the server; the agent finds one otherwise.
 fn plan(scratch: &Scratch, data_members: usize, witness: bool, settings: Value) -> Plan {
     Plan {
         dir: scratch.path().to_owned(),
-        binary: PathBuf::from(env!("CARGO_BIN_EXE_antiphon")),
+        binary: binary(),
         bin_dir: std::env::var_os("ANTIPHON_PG_BIN").map(PathBuf::from),
         data_members,
         witness,
