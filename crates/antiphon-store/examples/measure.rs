@@ -22,9 +22,7 @@ const DEATHS: usize = 20;
 enum Death {
     /// The process goes, its kernel refuses connections: the store sees it by itself.
     Refused,
-    /// It falls silent, and the others are told that it is dead.
-    SilentAndTold,
-    /// It falls silent, and the others have to wait for their timeouts.
+    /// It falls silent: the others have to wait for their timeouts.
     Silent,
 }
 
@@ -37,7 +35,7 @@ async fn main() {
     for (who, at) in [("the leader", leader), ("a follower", (leader + 1) % 3)] {
         measure_calls(who, &members[at]).await;
     }
-    for death in [Death::Refused, Death::SilentAndTold, Death::Silent] {
+    for death in [Death::Refused, Death::Silent] {
         let mut took = Vec::new();
         for _ in 0..DEATHS {
             took.push(measure_takeover(death, &mut members, &all).await);
@@ -71,10 +69,6 @@ async fn measure_takeover(death: Death, members: &mut Vec<Member>, all: &[String
         Death::Refused => {
             drop(peers);
             None
-        }
-        Death::SilentAndTold => {
-            members.iter().for_each(|member| member.store.leader_died(&address));
-            Some(peers)
         }
         Death::Silent => Some(peers),
     };

@@ -103,10 +103,6 @@ pub trait Store: Send + Sync {
     /// is cut off; it never goes back.
     fn watch(&self) -> watch::Receiver<Arc<Snapshot>>;
 
-    /// Hint that the member which leads the store (if it has such a notion) is dead, proven by the caller:
-    /// an implementation with elections of its own starts one at once instead of waiting for its timeout.
-    fn leader_died(&self, peer_address: &str);
-
     /// How many members vote in this store, and which peer addresses they have, if the store's voters are
     /// the cluster's members (embedded Raft); none if the store votes elsewhere (etcd).
     fn voters(&self) -> Option<Vec<String>>;

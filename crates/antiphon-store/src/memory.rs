@@ -52,8 +52,6 @@ impl Store for MemoryStore {
         self.space.subscribe()
     }
 
-    fn leader_died(&self, _peer_address: &str) {}
-
     fn voters(&self) -> Option<Vec<String>> {
         None
     }

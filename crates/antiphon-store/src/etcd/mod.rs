@@ -125,8 +125,6 @@ impl Store for EtcdStore {
         self.keys.shown.subscribe()
     }
 
-    fn leader_died(&self, _peer_address: &str) {}
-
     fn voters(&self) -> Option<Vec<String>> {
         None
     }

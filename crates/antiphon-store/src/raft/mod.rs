@@ -157,7 +157,6 @@ enum Call {
     Commit(Transaction, Reply<u64>),
     Read(Reply<Arc<Snapshot>>),
     Change(Wish, Reply<()>),
-    LeaderDied(String),
 }
 
 /// A handle on this member. Cheap to clone; the member stops when the last clone is dropped.
@@ -279,11 +278,6 @@ impl Store for RaftStore {
 
     fn watch(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.space.clone()
-    }
-
-    fn leader_died(&self, peer_address: &str) {
-        // A hint: a member that is too busy to take it finds out by its timeout.
-        let _ = self.calls.try_send(Call::LeaderDied(peer_address.to_owned()));
     }
 
     fn voters(&self) -> Option<Vec<String>> {

@@ -215,7 +215,6 @@ impl Node {
                 self.calls.changes.push(Change { wish, reply, deadline });
                 self.care_for_changes();
             }
-            Call::LeaderDied(address) => self.leader_died(&address),
         }
     }
 

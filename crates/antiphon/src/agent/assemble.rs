@@ -135,7 +135,6 @@ pub async fn assemble(file: &Path, config: &NodeConfig) -> anyhow::Result<Assemb
         records: Arc::new(Records::default()),
         store_seen: 0,
         restarting: None,
-        proven_dead: None,
     };
     Ok(Assembled { agent, view, commands: commands_in, store, engine })
 }

@@ -8,8 +8,8 @@ use antiphon_engine::Engine;
 
 use super::view::{SemiSync, ServerFacts};
 
-/// What this member tells the others of its server.
-pub fn server(world: &World, decision: &Decision) -> ServerBrief {
+/// What this member tells the others of its server; `pending_restart`: settings wait for one.
+pub fn server(world: &World, decision: &Decision, pending_restart: bool) -> ServerBrief {
     let Local::Database(db) = &world.local else {
         return ServerBrief {
             state: "running".to_owned(),
@@ -39,7 +39,7 @@ pub fn server(world: &World, decision: &Decision) -> ServerBrief {
         position,
         replayed,
         upstream: upstream(&db.server),
-        pending_restart: false,
+        pending_restart,
     }
 }
 

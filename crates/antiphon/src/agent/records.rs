@@ -73,7 +73,8 @@ pub fn read(snapshot: &Snapshot) -> Result<Records, Unreadable> {
     match &records.cluster {
         Some(cluster) => check(&cluster.value)?,
         None if snapshot.entries.contains_key("initialize") => {
-            let reason = "it is Patroni's: this scope belongs to a Patroni cluster, give Antiphon another one";
+            let reason =
+                "it is Patroni's: this scope belongs to a Patroni cluster, give Antiphon another one";
             return Err(unreadable("initialize", reason));
         }
         None => {}

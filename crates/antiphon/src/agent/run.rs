@@ -55,7 +55,6 @@ pub struct Agent {
     pub(super) records: Arc<Records>,
     pub(super) store_seen: u64,
     pub(super) restarting: Option<oneshot::Sender<Result<(), String>>>,
-    pub(super) proven_dead: Option<Epoch>,
 }
 
 /// What woke the agent.
@@ -165,11 +164,12 @@ impl Agent {
             (Role::Leader { epoch }, _) => Some(*epoch),
             _ => None,
         };
+        let pending_restart = self.engine.as_ref().is_some_and(|e| !e.about().pending_restart.is_empty());
         self.beats.say(Beat {
             name: world.me.name().clone(),
             suspects: decision.suspects,
             leads,
-            server: brief::server(world, decision),
+            server: brief::server(world, decision, pending_restart),
         });
         let leader = world.store.cluster.as_ref().and_then(|cluster| match &cluster.value.phase {
             Phase::Led { leader } | Phase::Electing { last: leader, .. } => Some(leader),
@@ -180,26 +180,6 @@ impl Agent {
             Some((leader.name.clone(), address))
         });
         self.beats.watch_leader(watched);
-        self.hint_store(world);
-    }
-
-    /// The store's own leader usually sits beside the database's: proof of its death starts its election.
-    fn hint_store(&mut self, world: &World) {
-        let Some(cluster) = &world.store.cluster else { return };
-        for (name, peer) in &world.peers {
-            if peer.link != antiphon_core::ha::world::Link::Refused {
-                continue;
-            }
-            if self.proven_dead == Some(cluster.value.epoch) {
-                return;
-            }
-            if let Some(member) = world.store.member(name) {
-                self.store.leader_died(&member.peer_address);
-                if cluster.value.leader().is_some_and(|leader| leader.name == *name) {
-                    self.proven_dead = Some(cluster.value.epoch);
-                }
-            }
-        }
     }
 
     /// Work that follows from a decision and decides nothing.
