@@ -133,7 +133,10 @@ impl Sim {
         agent.steps = decision.steps.into();
         agent.acting = !agent.steps.is_empty();
         self.tell(node, decision.suspects, leads);
-        if changed || self.nodes[node].agent.as_ref().is_some_and(|agent| agent.acting) {
+        let renews_only = |agent: &crate::node::Agent| {
+            agent.steps.iter().all(|step| matches!(step, Step::RenewLease { .. }))
+        };
+        if changed || self.nodes[node].agent.as_ref().is_some_and(|agent| !renews_only(agent)) {
             self.note(|sim| sim.describe(node, &decision.why));
         }
         self.tell_guard(node);
@@ -175,14 +178,17 @@ impl Sim {
         let Some(agent) = &here.agent else { return };
         let world = &agent.world;
         let Local::Database(db) = &world.local else { return };
-        let promised = world.store.cluster.as_ref().is_some_and(|c| c.value.sync == Promise::Asynchronous);
+        let Some(cluster) = &world.store.cluster else { return };
         let wanted = world.settings.synchronous_mode == antiphon_core::settings::SyncMode::Off;
-        let primary = matches!(db.server, Server::Primary(_)) || here.server.run == Run::Primary;
+        let asynchronous = wanted || cluster.value.sync == Promise::Asynchronous;
+        let rests = matches!(db.server, Server::Standby(_) | Server::Stopped(_) | Server::Absent);
         let deadline = match world.me.lease_until {
-            Some(until) if (promised || wanted) && primary && !world.settings.pause => Some(until),
-            _ if primary && promised && !world.settings.pause => here.guard,
-            _ => None,
+            _ if rests || !asynchronous || world.settings.pause => None,
+            Some(until) => Some(until),
+            // An agent that has just started leaves standing what the one before it said.
+            None => here.guard,
         };
+        here.guard_paused = world.settings.pause;
         if deadline != here.guard {
             here.guard = deadline;
             if let Some(at) = deadline {

@@ -132,7 +132,8 @@ impl Sim {
         let ttl = u64::try_from(self.store.current.settings.ttl.as_nanos()).unwrap_or(u64::MAX);
         let (limit, recent) = (self.store.current.settings.maximum_lag_on_failover, ttl * 11 / 10 + 3 * SEC);
         for branch in 0..self.wal.branches.len() {
-            let kept = self.wal.shared(end, branch).unwrap_or(0);
+            let left = self.wal.branches[branch].parent.map_or(0, |left| left.lsn);
+            let kept = self.wal.shared(end, branch).unwrap_or(left);
             let protected = self.wal.branches[branch].protected;
             if protected <= kept {
                 continue;
@@ -142,7 +143,7 @@ impl Sim {
             let lost: Vec<_> = lost.filter_map(|commit| Some((commit.at, commit.acknowledged?))).collect();
             self.judge.lost += lost.len() as u64;
             let early = lost.iter().filter(|(_, at)| self.now - at > recent).map(|(at, _)| at.lsn).max();
-            self.wal.branches[branch].protected = kept;
+            self.wal.branches[branch].protected = self.wal.shared(end, branch).unwrap_or(0);
             if let Some(early) = early
                 && early - kept > limit
             {
@@ -178,7 +179,10 @@ impl Sim {
                 "I3: {name} accepts writes in epoch {epoch}, which the store did not give it"
             ));
         }
-        for branch in 0..self.wal.branches.len() {
+        // An old leader that comes up late is not a later one; what it acknowledges is looked at then.
+        let late = self.judge.given.keys().any(|given| *given > epoch);
+        let branches = if late { 0 } else { self.wal.branches.len() };
+        for branch in 0..branches {
             let protected = self.wal.branches[branch].protected;
             if protected > 0 && !self.wal.contains(start, Point { branch, lsn: protected }) {
                 let timeline = self.wal.branches[branch].timeline;
@@ -248,8 +252,7 @@ impl Sim {
         let guarded = here.guard.is_some_and(|until| here.clock.local(self.now) <= until);
         let killing = here.server.stopping.is_some();
         let thawing = self.now - here.thawed < 200 * MS && here.thawed > 0;
-        let paused = here.agent.as_ref().is_some_and(|agent| agent.world.settings.pause);
-        (orphans && (guarded || killing)) || thawing || paused
+        (orphans && (guarded || killing)) || thawing || here.guard_paused
     }
 
     /// I6: whatever acknowledgements each process accepts, they meet whatever fences an election accepts.

@@ -397,6 +397,7 @@ fn new_node(rng: &mut Rng, shape: &Shape, node: usize) -> Node {
         fenced: antiphon_core::Epoch(0),
         reported: antiphon_core::Epoch(0),
         guard: None,
+        guard_paused: false,
         server: server::Server::default(),
         slow_disk: 0,
         replay_lag: 50 * US,

@@ -40,7 +40,7 @@ impl Sim {
     /// What is not as it should be.
     fn ails(&self) -> Option<String> {
         let Some(leader) = self.leading() else { return Some("nobody leads".to_owned()) };
-        if self.now - self.judge.last_acknowledged > 3 * SEC {
+        if self.now - self.judge.last_acknowledged > 3 * SEC && !self.waits_strictly(leader) {
             return Some(format!("{} acknowledges nothing", self.name(leader)));
         }
         for (node, here) in self.nodes.iter().enumerate() {
@@ -52,6 +52,20 @@ impl Sim {
             }
         }
         self.promise_is_kept(leader)
+    }
+
+    /// Strict mode: there are fewer members that may acknowledge than commits have to wait for.
+    fn waits_strictly(&self, leader: NodeId) -> bool {
+        let settings = &self.store.current.settings;
+        settings.synchronous_mode_strict
+            && self.acknowledgers(leader) < settings.synchronous_node_count as usize
+    }
+
+    fn acknowledgers(&self, leader: NodeId) -> usize {
+        let others = self.nodes.iter().enumerate().filter(|(node, here)| {
+            *node != leader && !here.witness && !here.removed && !here.waits && here.tags.may_acknowledge()
+        });
+        others.count()
     }
 
     fn streams_from(&self, node: NodeId, leader: NodeId) -> bool {
@@ -72,10 +86,7 @@ impl Sim {
     /// The store promises what the settings ask for, as far as there are members for it.
     fn promise_is_kept(&self, leader: NodeId) -> Option<String> {
         let cluster = &self.store.current.cluster.as_ref()?.value;
-        let others = self.nodes.iter().enumerate().filter(|(node, here)| {
-            *node != leader && !here.witness && !here.removed && !here.waits && here.tags.may_acknowledge()
-        });
-        let can = others.count();
+        let can = self.acknowledgers(leader);
         let settings = &self.store.current.settings;
         let wanted = (settings.synchronous_node_count as usize).min(can.max(1));
         let kept = match (&cluster.sync, settings.synchronous_mode) {
@@ -95,6 +106,7 @@ impl Sim {
                 why,
                 Why::OnlyLastLeaderMayWin { .. }
                     | Why::BehindEarlierTerms
+                    | Why::WaitingForFences { .. }
                     | Why::MostAdvancedMayNotLead { .. }
                     | Why::TooFarBehind { .. }
                     | Why::MayNotLead

@@ -314,8 +314,10 @@ impl Sim {
                 self.nodes[node].thawed = self.now;
             }
         }
+        // Heartbeats that queued up are old news: an agent that was stalled waits for fresh ones.
         let held = std::mem::take(&mut self.nodes[node].held);
-        for (place, event) in held.into_iter().enumerate() {
+        let held = held.into_iter().filter(|event| !matches!(event, Event::Beat { .. }));
+        for (place, event) in held.enumerate() {
             self.schedule(self.now + 10_000 * place as u64, event);
         }
     }
@@ -388,7 +390,11 @@ impl Sim {
         let Some(agent) = &mut self.nodes[node].agent else { return };
         match kind {
             Kind::Restart => agent.world.me.restart_requested = true,
-            _ if !leads => agent.world.me.reinitialise_requested = true,
+            // It destroys a copy, as a wipe does.
+            _ if !leads && !self.destroyed => {
+                self.destroyed = true;
+                agent.world.me.reinitialise_requested = true;
+            }
             _ => {}
         }
         self.poke(node, MS);

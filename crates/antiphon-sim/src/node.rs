@@ -129,6 +129,8 @@ pub struct Node {
     pub reported: Epoch,
     /// The guard's deadline, on the node's clock.
     pub guard: Option<Instant>,
+    /// The guard was told to stand down because the management was paused.
+    pub guard_paused: bool,
     /// The server.
     pub server: server::Server,
     /// Each flush takes this much longer.

@@ -307,6 +307,11 @@ impl Sim {
         }
         server.run = Run::Primary;
         server.term = epoch;
+        // On a new timeline each sender begins anew, and so reads the setting that came before.
+        for sender in &mut server.senders {
+            sender.names = server.names.clone();
+        }
+        server.adopting = 0;
         self.note(|sim| format!("{}: promoted onto timeline {timeline} at {:X}", sim.name(node), end.lsn));
         self.accepts_writes(node);
         self.promotion_ended(node);
@@ -450,6 +455,7 @@ impl Sim {
         server.adopting = 0;
         let at = self.now + self.rng.range(100 * MS, 2 * SEC);
         self.in_server(at, node, Happening::Up);
+        self.sessions_ended(node);
         self.poke(node, MS);
     }
 }

@@ -181,6 +181,13 @@ impl Sim {
         self.poke(node, 10 * MS);
     }
 
+    /// Every session was ended: what a task asked for in one has failed.
+    pub(crate) fn sessions_ended(&mut self, node: NodeId) {
+        if let Some(id) = self.running_id(node, |task| matches!(task, Task::Promote | Task::SetSync)) {
+            self.task_ended(node, id, Some("the connection was lost".to_owned()));
+        }
+    }
+
     /// Begins the work that waited for the server to stop; true if it did.
     pub(crate) fn go_on_after_stop(&mut self, node: NodeId) -> bool {
         if self.nodes[node].server.run != Run::Down {
