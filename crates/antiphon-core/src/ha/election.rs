@@ -125,7 +125,9 @@ fn alive(world: &World, name: &NodeName) -> bool {
 
 /// What keeps everyone from winning, whoever it is; none if a candidate may.
 pub fn obstacle(world: &World, cluster: &Cluster, last: &Leader) -> Option<Why> {
-    floor(world, cluster, last, &reports(world, cluster)).err()
+    let reports = reports(world, cluster);
+    let nobody = || reports.is_empty().then(|| Why::OnlyLastLeaderMayWin { last: last.name.clone() });
+    floor(world, cluster, last, &reports).err().or_else(nobody)
 }
 
 /// The position that the winner must have; an error while it is not known.
