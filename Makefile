@@ -48,3 +48,9 @@ bench-failover: ## how long writes stop at each kind of failure, beside Patroni 
 	cargo build --release -p antiphon -p antiphon-bench
 	@postgresql=$$($(SERVERS) ensure) && patroni=$$($(SERVERS) patroni) && \
 	cargo run --release -q -p antiphon-bench -- failover --postgresql "$$postgresql" --patroni "$$patroni" $(ARGS)
+
+bench-agent: ## what the agent costs while idle and how fast its API answers, beside Patroni (root; 15 minutes)
+	@$(SERVERS) toolchain etcd net wrk >/dev/null
+	cargo build --release -p antiphon -p antiphon-bench
+	@postgresql=$$($(SERVERS) ensure) && patroni=$$($(SERVERS) patroni) && \
+	cargo run --release -q -p antiphon-bench -- agent --postgresql "$$postgresql" --patroni "$$patroni" $(ARGS)

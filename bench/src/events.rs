@@ -107,7 +107,7 @@ async fn start(system: &mut dyn System) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn stop(system: &mut dyn System, net: &Net) {
+pub(crate) async fn stop(system: &mut dyn System, net: &Net) {
     system.stop().await;
     net.kill_everything_in_nodes().await;
     if let Err(error) = net.heal().await {
@@ -116,7 +116,7 @@ async fn stop(system: &mut dyn System, net: &Net) {
 }
 
 /// Waits until one leads and two stream, and says who leads.
-async fn whole(system: &dyn System) -> anyhow::Result<Node> {
+pub(crate) async fn whole(system: &dyn System) -> anyhow::Result<Node> {
     wait_until("the cluster is not whole", WHOLE_LIMIT, || async {
         systems::all_streaming().await.map(drop).map_err(|error| format!("{error:#}"))
     })

@@ -1,16 +1,20 @@
 //! `antiphon-bench`: Antiphon beside its peers, on the same machine, in one run.
 //!
-//! `failover` asks how long writes stop when a leader fails, and whether acknowledged writes are lost. Each
-//! node is a network namespace on one bridge, the client another; the program starts itself once more inside
-//! the client's namespace, so that it reaches the nodes only over that bridge. It needs root, touches no
-//! other network and no PostgreSQL but its own, and takes everything down again at the end.
+//! `failover` asks how long writes stop when a leader fails, and whether acknowledged writes are lost; `agent`
+//! asks what the agent costs and how fast its API answers. Each node is a network namespace on one bridge, the
+//! client another; the program starts itself once more inside the client's namespace, so that it reaches the
+//! nodes only over that bridge. It needs root, touches no other network and no PostgreSQL but its own, and
+//! takes everything down again at the end.
 
+mod agent;
 mod client;
+mod cost;
 mod events;
 mod net;
 mod process;
 mod report;
 mod systems;
+mod wrk;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,7 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use events::Event;
 use net::Net;
-use systems::Choice;
+use systems::{Choice, Proxy};
 
 /// Antiphon beside its peers, in one run.
 #[derive(Parser)]
@@ -35,6 +39,8 @@ struct Cli {
 enum Question {
     /// How long do writes stop when a leader fails, and is an acknowledged write lost?
     Failover(Failover),
+    /// What does the agent cost while nothing happens, and how fast does its API answer?
+    Agent(agent::Wanted),
 }
 
 /// What `failover` is asked to do.
@@ -50,6 +56,16 @@ pub(crate) struct Failover {
     #[arg(long, value_enum, value_delimiter = ',',
           default_values = ["postgres-killed", "node-killed", "node-cut-off", "switchover"])]
     events: Vec<Event>,
+    /// Where each run is appended as a line of JSON
+    #[arg(long, default_value = "target/bench-failover.jsonl")]
+    out: PathBuf,
+    #[command(flatten)]
+    programs: Programs,
+}
+
+/// The programs that are measured, and what becomes of their files.
+#[derive(Args)]
+pub(crate) struct Programs {
     /// PostgreSQL's bin directory (scripts/servers.sh ensure)
     #[arg(long)]
     postgresql: PathBuf,
@@ -59,9 +75,6 @@ pub(crate) struct Failover {
     /// The antiphon binary; without it, the one beside this program
     #[arg(long)]
     antiphon: Option<PathBuf>,
-    /// Where each run is appended as a line of JSON
-    #[arg(long, default_value = "target/bench-failover.jsonl")]
-    out: PathBuf,
     /// Keep the nodes' directories, logs included, and say where they are
     #[arg(long)]
     keep: bool,
@@ -72,9 +85,9 @@ const NET_VARIABLE: &str = "ANTIPHON_BENCH_NET";
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Cli { question: Question::Failover(wanted) } = Cli::parse();
+    let Cli { question } = Cli::parse();
     let done = match std::env::var(NET_VARIABLE) {
-        Ok(prefix) => run_inside(&wanted, Net::existing(prefix)).await,
+        Ok(prefix) => run_inside(&question, Net::existing(prefix)).await,
         Err(_) => run_outside().await,
     };
     done.unwrap_or_else(|error| {
@@ -113,17 +126,27 @@ async fn run_second_self(net: &Net) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(2)).unwrap_or(2)))
 }
 
-async fn run_inside(wanted: &Failover, net: Net) -> anyhow::Result<ExitCode> {
+async fn run_inside(question: &Question, net: Net) -> anyhow::Result<ExitCode> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let folder = process::work_folder().context("could not make a folder for the nodes")?;
+    let (out, programs) = match question {
+        Question::Failover(wanted) => (wanted.out.as_path(), &wanted.programs),
+        Question::Agent(wanted) => (wanted.out(), wanted.programs()),
+    };
+    let answered = async {
+        match question {
+            Question::Failover(wanted) => measure(wanted, &net, &folder).await,
+            Question::Agent(wanted) => agent::measure(wanted, &net, &folder).await,
+        }
+    };
     let outcome = tokio::select! {
-        outcome = measure(wanted, &net, &folder) => outcome,
-        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted; the runs so far are in {}", wanted.out.display())),
-        _ = terminate.recv() => Err(anyhow::anyhow!("ended; the runs so far are in {}", wanted.out.display())),
+        outcome = answered => outcome,
+        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted; the runs so far are in {}", out.display())),
+        _ = terminate.recv() => Err(anyhow::anyhow!("ended; the runs so far are in {}", out.display())),
     };
     net.kill_everything_in_nodes().await;
-    if wanted.keep {
+    if programs.keep {
         eprintln!("the nodes' directories are kept in {}", folder.display());
     } else if let Err(error) = std::fs::remove_dir_all(&folder) {
         eprintln!("could not remove {}: {error}", folder.display());
@@ -135,7 +158,8 @@ async fn measure(wanted: &Failover, net: &Net, folder: &std::path::Path) -> anyh
     let mut log = report::Log::open(&wanted.out)?;
     let mut results = Vec::new();
     for choice in &wanted.systems {
-        let mut system = systems::make(*choice, wanted, net, &folder.join(choice.name()))?;
+        let folder = folder.join(choice.name());
+        let mut system = systems::make(*choice, &wanted.programs, net, &folder, Proxy::With)?;
         results.extend(events::run_all(system.as_mut(), net, wanted, &mut log).await?);
     }
     print!("{}", report::table(&results));
@@ -154,7 +178,9 @@ impl Failover {
     pub(crate) fn events(&self) -> &[Event] {
         &self.events
     }
+}
 
+impl Programs {
     /// PostgreSQL's bin directory.
     pub(crate) fn postgresql(&self) -> &std::path::Path {
         &self.postgresql

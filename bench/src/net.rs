@@ -181,7 +181,8 @@ impl Net {
         }
     }
 
-    async fn pids(&self, node: Node) -> anyhow::Result<Vec<i32>> {
+    /// The processes on a node's host.
+    pub(crate) async fn pids(&self, node: Node) -> anyhow::Result<Vec<i32>> {
         let mut command = Command::new("ip");
         command.args(["netns", "pids", &self.space(&node.to_string())]);
         Ok(run(command, LIMIT).await?.lines().filter_map(|line| line.trim().parse().ok()).collect())

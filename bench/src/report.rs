@@ -91,7 +91,7 @@ impl Log {
     }
 
     /// Appends one run as a line of JSON.
-    pub(crate) fn write(&mut self, outcome: &Outcome) -> anyhow::Result<()> {
+    pub(crate) fn write<T: Serialize>(&mut self, outcome: &T) -> anyhow::Result<()> {
         let mut line = serde_json::to_string(outcome)?;
         line.push('\n');
         self.0.write_all(line.as_bytes()).context("could not write a run to the file of runs")

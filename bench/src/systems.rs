@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_postgres::Config;
 
-use crate::Failover;
+use crate::Programs;
 use crate::client;
 use crate::net::{Net, Node};
 use crate::process::{self, server_folder};
@@ -78,12 +78,22 @@ impl Choice {
     }
 }
 
+/// Whether the proxy is started that a system's clients connect through, if it has one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Proxy {
+    /// It is: writes are measured.
+    With,
+    /// It is not: its health checks would be work for an agent that is to be idle.
+    Without,
+}
+
 /// Makes a system ready to be started in `folder`. Errors name the program that is missing.
 pub(crate) fn make(
     choice: Choice,
-    wanted: &Failover,
+    wanted: &Programs,
     net: &Net,
     folder: &Path,
+    proxy: Proxy,
 ) -> anyhow::Result<Box<dyn System>> {
     server_folder(folder)?;
     let place =
@@ -94,7 +104,7 @@ pub(crate) fn make(
         Choice::Antiphon => return Ok(Box::new(antiphon::Antiphon::new(place, wanted.antiphon()?))),
     };
     let bin = wanted.patroni().context("no Patroni: name its bin directory with --patroni")?;
-    Ok(Box::new(patroni::Patroni::new(choice.name(), place, bin, timing)))
+    Ok(Box::new(patroni::Patroni::new(choice.name(), place, bin, timing, proxy)))
 }
 
 /// Where and with what a system runs.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::process::{Child, Command};
 
-use super::{POSTGRES_PORT, Place, REST_PORT, SCOPE, System, postgresql_section};
+use super::{POSTGRES_PORT, Place, Proxy, REST_PORT, SCOPE, System, postgresql_section};
 use crate::net::Node;
 use crate::process::{kill_and_reap, run, start};
 
@@ -30,13 +30,14 @@ pub(crate) struct Patroni {
     place: Place,
     bin: PathBuf,
     timing: Timing,
+    proxy: Proxy,
     processes: Vec<Child>,
 }
 
 impl Patroni {
     /// Patroni from this bin directory, not started yet.
-    pub(crate) fn new(name: &'static str, place: Place, bin: &Path, timing: Timing) -> Patroni {
-        Patroni { name, place, bin: bin.to_path_buf(), timing, processes: Vec::new() }
+    pub(crate) fn new(name: &'static str, place: Place, bin: &Path, timing: Timing, proxy: Proxy) -> Patroni {
+        Patroni { name, place, bin: bin.to_path_buf(), timing, proxy, processes: Vec::new() }
     }
 
     fn file(&self, node: Node) -> PathBuf {
@@ -119,7 +120,10 @@ impl System for Patroni {
         for node in Node::ALL {
             self.start_patroni(node)?;
         }
-        self.start_proxy()
+        match self.proxy {
+            Proxy::With => self.start_proxy(),
+            Proxy::Without => Ok(()),
+        }
     }
 
     async fn start_node(&mut self, node: Node) -> anyhow::Result<()> {
