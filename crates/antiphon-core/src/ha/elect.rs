@@ -85,7 +85,7 @@ fn released(
     let resting = Decision::rest(Role::Demoting, Why::Fencing { epoch });
     let decision = with_record(world, Some(record), resting);
     if !decision.steps.is_empty() || world.now < at {
-        return decision.waking(at);
+        return decision.waking(at.max(world.now + Duration::from_millis(100)));
     }
     if let Some((why, until)) = busy(world, db, &[Task::Start]) {
         return Decision { why, wake_at: until, ..decision };
@@ -148,6 +148,27 @@ pub(super) fn as_member(
 ) -> Decision {
     let epoch = cluster.value.epoch;
     let role = Role::Fenced { epoch };
+    let deposed = match &db.server {
+        Server::Primary(_) | Server::Stuck { primary: true, .. } => {
+            Some((Why::Deposed { by: epoch }, StopMode::Fast))
+        }
+        // It would end as a primary of an earlier term.
+        Server::Standby(_) if matches!(db.task, Some((Task::Promote, _))) => {
+            Some((Why::Deposed { by: epoch }, StopMode::Immediate))
+        }
+        Server::Orphans { .. } => Some((Why::ClearingOrphans, StopMode::Kill)),
+        Server::Standby(_)
+        | Server::Stuck { primary: false, .. }
+        | Server::Stopped(_)
+        | Server::Starting { .. }
+        | Server::Absent
+        | Server::Refused { .. } => None,
+    };
+    if let Some((why, mode)) = deposed {
+        let mut decision = stop(world, db, Role::Demoting, why, mode);
+        decision.steps.extend((world.me.fenced < epoch).then_some(Step::Fence { epoch }));
+        return decision;
+    }
     if let Some(at) = hand_over_until(world, cluster, cause, last) {
         let Cause::Switchover { to } = cause else { unreachable!("only a switchover is handed over") };
         return Decision::rest(role, Why::SwitchingOver { to: to.clone() }).waking(at);
@@ -156,10 +177,6 @@ pub(super) fn as_member(
         return Decision::step(role, Why::Fencing { epoch }, Step::Fence { epoch });
     }
     match &db.server {
-        Server::Primary(_) | Server::Stuck { primary: true, .. } => {
-            stop(world, db, Role::Demoting, Why::Deposed { by: epoch }, StopMode::Fast)
-        }
-        Server::Orphans { .. } => stop(world, db, Role::Demoting, Why::ClearingOrphans, StopMode::Kill),
         Server::Standby(standby) => candidate(world, cluster, cause, last, db, standby),
         Server::Stopped(stopped) if !stopped.primary && !db.half_built => {
             match busy(world, db, &[Task::Start]) {
@@ -167,11 +184,13 @@ pub(super) fn as_member(
                 None => Decision::step(role, Why::Starting, Step::StartStandby { upstream: None }),
             }
         }
-        Server::Stopped(_)
-        | Server::Absent
-        | Server::Refused { .. }
+        Server::Primary(_)
+        | Server::Orphans { .. }
+        | Server::Stuck { .. }
+        | Server::Stopped(_)
         | Server::Starting { .. }
-        | Server::Stuck { primary: false, .. } => {
+        | Server::Absent
+        | Server::Refused { .. } => {
             // Without a candidate nobody else would say what is missing.
             let why = election::obstacle(world, &cluster.value, last).unwrap_or(Why::Fencing { epoch });
             Decision::rest(role, why)

@@ -230,6 +230,9 @@ fn promote(
     }
     let timeline = Timeline(u32::try_from(epoch.0).expect("a term beyond 2^32 elections cannot come about"));
     if standby.position.is_some_and(|position| position.timeline >= timeline) {
+        if world.settings.pause {
+            return Decision::rest(role, Why::Paused);
+        }
         return cannot(world, cluster, leader, "it was demoted when its lease ran out");
     }
     if world.me.lease_until.is_none_or(|until| world.now >= until) {
@@ -260,14 +263,14 @@ fn start(
     if db.task.is_some() {
         return Decision::rest(role, Why::Starting);
     }
+    if let Some(resting) = paused(world, db, stopped, &role) {
+        return resting;
+    }
     if db.half_built {
         return cannot(world, cluster, leader, "its data directory is half built");
     }
-    if let Some(error) = failed_in_this_term(world, db, Task::Start) {
+    if let Some(error) = failed_in_this_term(world, db, Task::Start).filter(|_| !world.settings.pause) {
         return cannot(world, cluster, leader, &format!("it did not start: {error}"));
-    }
-    if world.settings.pause && !world.me.restart_requested {
-        return Decision::rest(role, Why::Paused);
     }
     if world.me.lease_until.is_none_or(|until| world.now + world.settings.ttl / 4 >= until) {
         return Decision::rest(role, Why::NoStore).waking(world.now + Duration::from_millis(200));
@@ -279,6 +282,20 @@ fn start(
         Step::StartStandby { upstream: None }
     };
     Decision::step(role, Why::StartingPrimary, step)
+}
+
+/// In a pause a server that somebody else ended, or that cannot be started, is left to the operator; one that
+/// was stopped for a restart is started again.
+fn paused(world: &World, db: &Database, stopped: &Stopped, role: &Role) -> Option<Decision> {
+    if !world.settings.pause {
+        return None;
+    }
+    if db.half_built || (stopped.crash.is_some() && !world.me.restart_requested) {
+        return Some(Decision::rest(role.clone(), Why::Paused));
+    }
+    let (why, at) = busy(world, db, &[Task::Start])?;
+    let resting = Decision::rest(role.clone(), why);
+    Some(at.map_or(resting.clone(), |at| resting.waking(at)))
 }
 
 /// The crash was before this term: its election has left leadership here, for the server to be started.
