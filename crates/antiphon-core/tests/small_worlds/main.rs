@@ -5,6 +5,7 @@
 //! belong to the simulation.
 
 mod decide;
+mod detector;
 mod election;
 mod exhaust;
 mod sync;
