@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use antiphon_core::ha::step::NewLogicalSlot;
 use antiphon_core::ha::world::{Database, StopMode, SyncNames, Task, Upstream};
 use antiphon_core::{Epoch, Lsn, Timeline};
 use async_trait::async_trait;
@@ -158,6 +159,8 @@ impl Work {
 pub struct Change {
     /// The server's parameters as the user wants them; ours come on top.
     pub parameters: BTreeMap<String, String>,
+    /// Logical slots are to be copied to the followers (PostgreSQL 17 and newer; others cannot).
+    pub synchronise_slots: bool,
     /// Lines of the host-based access file; the default ones if none.
     pub access: Option<Vec<String>>,
     /// Lines of the user name map; the data directory's if none.
@@ -211,8 +214,14 @@ pub trait Engine: Send + Sync {
     /// Switches the WAL receiver off without a promise.
     async fn unfollow(&self) -> Result<(), EngineError>;
 
-    /// Creates, moves forward and drops physical slots. Slots in use are left alone.
-    async fn slots(&self, keep: &[(String, Option<Lsn>)], drop: &[String]) -> Result<(), EngineError>;
+    /// Creates and moves forward physical slots, drops slots of either kind, and begins to create logical ones,
+    /// which may take until the transactions of this moment have ended. Slots in use are left alone.
+    async fn slots(
+        &self,
+        keep: &[(String, Option<Lsn>)],
+        drop: &[String],
+        logical: &[NewLogicalSlot],
+    ) -> Result<(), EngineError>;
 
     /// Takes new settings over; true if some of them wait for a restart.
     async fn reload(&self, change: Change) -> Result<bool, EngineError>;

@@ -4,6 +4,7 @@
 //! A crash can come before and after every step. Writes to the store are waited for, at most a second;
 //! renewals are not; long work goes on in the background (`task.rs`).
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -165,7 +166,8 @@ impl Sim {
         self.judge_suspicion(node, suspects);
         let Some(agent) = &self.nodes[node].agent else { return };
         let server = self.brief(&agent.world);
-        let beat = Beat { name: self.nodes[node].name.clone(), suspects, leads, server };
+        let beat =
+            Beat { name: self.nodes[node].name.clone(), suspects, leads, server, slots: BTreeMap::new() };
         let Some(agent) = &mut self.nodes[node].agent else { return };
         if agent.beat.as_deref() != Some(&beat) {
             agent.beat = Some(Rc::new(beat));
@@ -305,7 +307,7 @@ impl Sim {
                 self.end_receiver(node);
                 Outcome::Done
             }
-            Step::Slots { keep, drop } => {
+            Step::Slots { keep, drop, logical: _ } => {
                 let slots = &mut self.nodes[node].server.slots;
                 for (name, to) in keep {
                     let held = slots.entry(name).or_default();

@@ -3,7 +3,7 @@
 //! The agent here mirrors the real one: it builds a World, has the real core decide, and carries out the
 //! steps (`act.rs`). What is in `Agent` is lost when it crashes; `fenced` is on disk.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use antiphon_core::ha::cluster::{FORMAT, Member, Phase, Position, Tags};
@@ -175,6 +175,7 @@ impl Sim {
             fence: None,
             release: None,
             serving: None,
+            slots: BTreeSet::new(),
         };
         let me = Me {
             member,
@@ -319,7 +320,8 @@ impl Sim {
             }
             None => (None, None),
         };
-        Database { system_identifier: system, server, task, failed, half_built, slots }
+        let logical_slots = BTreeMap::new();
+        Database { system_identifier: system, server, task, failed, half_built, slots, logical_slots }
     }
 
     fn observed_server(&self, node: NodeId) -> Server {

@@ -300,6 +300,9 @@ pub struct Member {
     pub release: Option<Release>,
     /// What it serves as primary, if it does.
     pub serving: Option<Serving>,
+    /// Permanent slots that are on its server because Antiphon made them: those that it may drop.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub slots: BTreeSet<String>,
 }
 
 /// The record under `failover`: what an operator asked for.

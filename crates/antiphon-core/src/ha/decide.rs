@@ -12,7 +12,7 @@ use super::role::Role;
 use super::step::Step;
 use super::why::Why;
 use super::world::{Database, Local, Server, Stored, Task, World};
-use super::{bootstrap, detector, elect, follow, lead, lease};
+use super::{bootstrap, detector, elect, follow, lead, lease, slots};
 use crate::{Epoch, Instant};
 
 /// What to do now, why, and when to look again at the latest.
@@ -143,6 +143,7 @@ pub(super) fn open_election(world: &World, cluster: &Stored<Cluster>, last: &Lea
 /// Adds the publication of this member's own record where the stored one differs.
 pub(super) fn with_record(world: &World, record: Option<Member>, mut decision: Decision) -> Decision {
     let record = record.unwrap_or_else(|| Member { serving: None, ..world.me.member.clone() });
+    let record = Member { slots: slots::answered_for(world), ..record };
     if world.store.member(world.me.name()) != Some(&record) {
         decision.steps.push(Step::Publish { member: Box::new(record) });
     }

@@ -16,7 +16,7 @@ mod lead;
 mod lease;
 pub mod rejoin;
 pub mod role;
-mod slots;
+pub mod slots;
 pub mod step;
 pub mod switchover;
 pub mod sync;

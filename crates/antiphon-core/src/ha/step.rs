@@ -107,13 +107,28 @@ pub enum Step {
     },
     /// Write a checkpoint, so that the shutdown that follows is short.
     Checkpoint,
-    /// Bring the physical slots to this list: create, move forward, drop.
+    /// Bring the slots to this list: create, move forward, drop.
     Slots {
-        /// Slot name and the position to move it to (none: leave it where it is).
+        /// Physical slots and the position to move each to (none: leave it where it is).
         keep: Vec<(String, Option<Lsn>)>,
-        /// Slots to drop.
+        /// Slots to drop, of either kind.
         drop: Vec<String>,
+        /// Logical slots to create.
+        logical: Vec<NewLogicalSlot>,
     },
+}
+
+/// A logical slot that is to be created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewLogicalSlot {
+    /// Its name.
+    pub name: String,
+    /// The database it decodes.
+    pub database: String,
+    /// Its output plugin.
+    pub plugin: String,
+    /// An earlier leader had it and it was not carried over: its consumer misses changes.
+    pub lost: bool,
 }
 
 /// `synchronous_standby_names` for a sync set, every name quoted.

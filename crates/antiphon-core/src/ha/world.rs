@@ -154,6 +154,9 @@ pub struct Beat {
     pub leads: Option<Epoch>,
     /// Its server, in short.
     pub server: ServerBrief,
+    /// Where the permanent physical slots stand that consumers use here (a leader's).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub slots: BTreeMap<String, Lsn>,
 }
 
 /// A server as its agent tells the others; also what lists and metrics show.
@@ -263,6 +266,21 @@ pub struct Database {
     pub half_built: bool,
     /// The physical slots that exist here, by name, with what they hold back.
     pub slots: BTreeMap<String, Option<Lsn>>,
+    /// The logical slots that exist here and outlive a restart, by name.
+    pub logical_slots: BTreeMap<String, LogicalSlot>,
+}
+
+/// A slot for logical decoding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogicalSlot {
+    /// The database it decodes.
+    pub database: String,
+    /// Its output plugin.
+    pub plugin: String,
+    /// It is, or was before a promotion, a copy that PostgreSQL keeps in step with the leader's.
+    pub synced: bool,
+    /// A consumer uses it at this moment.
+    pub active: bool,
 }
 
 /// A task that failed.

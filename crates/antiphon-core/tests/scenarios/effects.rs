@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use antiphon_core::ha::cluster::{Cluster, Lease, Position, Promise};
-use antiphon_core::ha::step::Step;
-use antiphon_core::ha::world::{Failure, StopMode, Stored, SyncNames, Task};
+use antiphon_core::ha::step::{NewLogicalSlot, Step};
+use antiphon_core::ha::world::{Failure, LogicalSlot, StopMode, Stored, SyncNames, Task};
 use antiphon_core::{Lsn, NodeName, Timeline};
 
 use crate::table::{Node, Run, TICK, Table};
@@ -70,10 +70,12 @@ impl Table {
                 }
                 true
             }
-            Step::Slots { keep, drop } => {
+            Step::Slots { keep, drop, logical } => {
                 let node = self.node(name);
                 node.slots.retain(|slot, _| !drop.contains(slot));
+                node.logical_slots.retain(|slot, _| !drop.contains(slot));
                 node.slots.extend(keep.iter().cloned());
+                node.logical_slots.extend(logical.iter().map(|new| (new.name.clone(), made(new))));
                 true
             }
             long => {
@@ -203,6 +205,7 @@ impl Table {
     fn copy(&mut self, name: &NodeName, source: &Node, all: bool) {
         let node = self.node(name);
         node.half_built = false;
+        node.logical_slots.clear();
         node.identifier = source.identifier.clone();
         if all {
             (node.wal, node.history) = (source.wal, source.history.clone());
@@ -327,4 +330,10 @@ fn kind(step: &Step) -> (Task, &'static str) {
         Step::Checkpoint => (Task::Checkpoint, "checkpoint"),
         quick => unreachable!("{quick:?} is no work that takes time"),
     }
+}
+
+/// A logical slot right after it was created.
+fn made(new: &NewLogicalSlot) -> LogicalSlot {
+    let (database, plugin) = (new.database.clone(), new.plugin.clone());
+    LogicalSlot { database, plugin, synced: false, active: false }
 }

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use antiphon_core::ha::cluster::{Position, Promise, Request, SyncSet};
-use antiphon_core::ha::world::Stored;
+use antiphon_core::ha::world::{LogicalSlot, Stored};
 use antiphon_core::settings::{Settings, span};
 use antiphon_core::{Lsn, NodeName, Timeline};
 use serde_json::{Map, Value, json};
@@ -54,7 +54,8 @@ fn perform(table: &mut Table, document: &mut Map<String, Value>, words: &[&str])
     match words {
         ["member", name, tags @ ..] => add_member(table, name, tags)?,
         ["set", key, value] => {
-            let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
+            // Double quotes hold words together: a map is written with single ones.
+            let value = serde_json::from_str(&value.replace('\'', "\"")).unwrap_or_else(|_| json!(value));
             if let Some(key) = key.strip_prefix("postgresql.") {
                 document.insert("postgresql".to_owned(), json!({ key: value }));
             } else {
@@ -150,6 +151,13 @@ fn happen(table: &mut Table, what: &str, name: &str, how: &[&str]) -> Result<(),
         ("hears", [other]) => drop(node.deaf_to.remove(&node_name(other)?)),
         ("detach", []) => node.detached = true,
         ("attach", []) => node.detached = false,
+        // What PostgreSQL 17 and newer does by itself.
+        ("copies", [slot, database, plugin]) => {
+            let (database, plugin) = ((*database).to_owned(), (*plugin).to_owned());
+            let copy = LogicalSlot { database, plugin, synced: true, active: false };
+            node.logical_slots.insert((*slot).to_owned(), copy);
+        }
+        ("lacks", [slot]) => drop(node.logical_slots.remove(*slot)),
         ("restart", []) => node.restart_requested = true,
         ("reinit", []) => node.reinitialise_requested = true,
         ("slow", [work, span]) => drop(node.slow.insert((*work).to_owned(), duration(span)?)),

@@ -3,7 +3,7 @@
 use antiphon_core::ha::cluster::{Cause, Cluster, Method, Phase, Promise, SyncSet};
 use antiphon_core::ha::decide::Decision;
 use antiphon_core::ha::role::Role;
-use antiphon_core::ha::step::Step;
+use antiphon_core::ha::step::{NewLogicalSlot, Step};
 use antiphon_core::ha::world::SyncNames;
 
 /// One line. The renewal of the lease is left out: it is due all the time.
@@ -86,15 +86,18 @@ fn step(step: &Step) -> String {
             format!("set names to {}{}", names(sync), if *prove { ", prove" } else { "" })
         }
         Step::Checkpoint => "checkpoint".to_owned(),
-        Step::Slots { keep, drop } => slots(keep.iter().map(|(name, _)| name), drop),
+        Step::Slots { keep, drop, logical } => slots(keep.iter().map(|(name, _)| name), drop, logical),
     }
 }
 
-fn slots<'a>(keep: impl Iterator<Item = &'a String>, drop: &[String]) -> String {
+fn slots<'a>(keep: impl Iterator<Item = &'a String>, drop: &[String], logical: &[NewLogicalSlot]) -> String {
     let keep: Vec<&str> = keep.map(String::as_str).collect();
     let mut text = format!("slots {}", keep.join(" "));
     if !drop.is_empty() {
         text += &format!(" without {}", drop.join(" "));
+    }
+    for new in logical {
+        text += &format!(" logical {}{}", new.name, if new.lost { " anew" } else { "" });
     }
     text
 }

@@ -11,8 +11,8 @@ use antiphon_core::ha::decide::{Decision, decide};
 use antiphon_core::ha::role::Role;
 use antiphon_core::ha::step::Step;
 use antiphon_core::ha::world::{
-    Beat, Database, Failure, Knock, Link, Local, Me, Peer, PrimaryServer, Server, ServerBrief, Standby,
-    StandbyServer, Stopped, StoreView, SyncNames, Task, Upstream, World,
+    Beat, Database, Failure, Knock, Link, Local, LogicalSlot, Me, Peer, PrimaryServer, Server, ServerBrief,
+    Standby, StandbyServer, Stopped, StoreView, SyncNames, Task, Upstream, World,
 };
 use antiphon_core::settings::Settings;
 use antiphon_core::{Epoch, Instant, Lsn, NodeName};
@@ -58,6 +58,7 @@ pub struct Node {
     pub history: Vec<Position>,
     pub half_built: bool,
     pub slots: BTreeMap<String, Option<Lsn>>,
+    pub logical_slots: BTreeMap<String, LogicalSlot>,
     pub task: Option<(Task, Instant, Step)>,
     pub failed: Option<Failure>,
     /// How long the next works of a kind take, and whether they fail, by the name that a scenario gives them.
@@ -95,6 +96,7 @@ impl Node {
             history: Vec::new(),
             half_built: false,
             slots: BTreeMap::new(),
+            logical_slots: BTreeMap::new(),
             task: None,
             failed: None,
             slow: BTreeMap::new(),
@@ -321,6 +323,7 @@ impl Table {
                 fence: published.and_then(|member| member.fence),
                 release: published.and_then(|member| member.release),
                 serving: None,
+                slots: published.map(|member| member.slots.clone()).unwrap_or_default(),
             },
             started: node.started,
             fenced: node.fenced,
@@ -340,6 +343,7 @@ impl Table {
             failed: node.failed.clone(),
             half_built: node.half_built,
             slots: node.slots.clone(),
+            logical_slots: node.logical_slots.clone(),
         }
     }
 
@@ -409,6 +413,7 @@ impl Table {
                 upstream,
                 pending_restart: false,
             },
+            slots: BTreeMap::new(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The world that the enumerations start from: member `b` of four, in term 3, with everything in order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use antiphon_core::ha::cluster::{
@@ -36,6 +36,7 @@ pub fn member(text: &str) -> Member {
         fence: None,
         release: None,
         serving: None,
+        slots: BTreeSet::new(),
     }
 }
 
@@ -71,7 +72,7 @@ pub fn peer(text: &str) -> Peer {
         upstream: Some(name("a")),
         pending_restart: false,
     };
-    let beat = Beat { name: name(text), suspects: None, leads: None, server };
+    let beat = Beat { name: name(text), suspects: None, leads: None, server, slots: BTreeMap::new() };
     Peer {
         heard: Some(NOW - Duration::from_millis(100)),
         beat: Some(beat),
@@ -88,6 +89,7 @@ pub fn database(server: Server) -> Database {
         failed: None,
         half_built: false,
         slots: BTreeMap::new(),
+        logical_slots: BTreeMap::new(),
     }
 }
 

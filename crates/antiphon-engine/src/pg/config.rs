@@ -170,9 +170,33 @@ fn render(paths: &Paths, settings: &PgSettings, role: &Role) -> Result<String, S
         }
         None => (String::new(), String::new()),
     };
-    set(&mut text, "primary_conninfo", &upstream)?;
     set(&mut text, "primary_slot_name", &slot)?;
+    if !copies_slots(paths, settings) {
+        set(&mut text, "primary_conninfo", &upstream)?;
+        return Ok(text);
+    }
+    let upstream = if upstream.is_empty() { upstream } else { format!("{upstream} dbname=postgres") };
+    set(&mut text, "primary_conninfo", &upstream)?;
+    // Off with the receiver: a promotion would wait for a process that asks a leader that is gone.
+    set(&mut text, "sync_replication_slots", if upstream.is_empty() { "off" } else { "on" })?;
+    set(&mut text, "hot_standby_feedback", "on")?;
+    // A consumer that had read what no later leader has would skip what that leader writes in its place.
+    set(&mut text, "synchronized_standby_slots", &slots_of_sync_set(&role.sync))?;
     Ok(text)
+}
+
+/// Whether followers copy the leader's logical slots: the parameters for it exist from PostgreSQL 17 on.
+fn copies_slots(paths: &Paths, settings: &PgSettings) -> bool {
+    let version = || fs::read_to_string(paths.data.join("PG_VERSION")).ok()?.trim().parse::<u32>().ok();
+    settings.synchronise_slots && version().is_some_and(|major| major >= 17)
+}
+
+/// The slots of the members that acknowledge commits, as a list.
+fn slots_of_sync_set(sync: &str) -> String {
+    match parse_sync(sync) {
+        SyncNames::Set(set) => set.members.iter().map(NodeName::slot_name).collect::<Vec<_>>().join(", "),
+        SyncNames::Nobody | SyncNames::Foreign(_) => String::new(),
+    }
 }
 
 /// Raises the settings that replication needs to the least that serves it.
@@ -260,6 +284,10 @@ fn access(paths: &Paths, settings: &PgSettings) -> String {
     }
     if settings.rewind_role().password.is_some() {
         let (name, method) = (user(settings.rewind_role()), remote(settings.rewind_role()));
+        text.push_str(&format!("host postgres {name} all {method}\n"));
+    }
+    if settings.synchronise_slots && settings.replication.password.is_some() {
+        let (name, method) = (user(&settings.replication), remote(&settings.replication));
         text.push_str(&format!("host postgres {name} all {method}\n"));
     }
     let folder = settings.config_dir.as_ref().unwrap_or(&paths.data);

@@ -95,7 +95,9 @@ impl Inner {
         }
         *lock(&self.upstream) = next.upstream.as_ref().map(upstream_of);
         *role = next.clone();
-        let (paths, settings) = (self.paths.clone(), self.settings());
+        let (paths, mut settings) = (self.paths.clone(), (*self.settings()).clone());
+        // The last copies are removed by the process that made them, and by nobody else.
+        settings.synchronise_slots |= lock(&self.memory).has_copied_slots();
         files::exclusively(&self.config_files, "write the server's configuration", move || {
             config::write_all(&paths, &settings, &next)
         })

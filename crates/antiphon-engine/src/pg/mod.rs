@@ -13,6 +13,7 @@ mod fence;
 mod files;
 mod initialise;
 pub mod knock;
+mod logical_slots;
 mod observe;
 mod probe;
 pub mod process;
@@ -32,6 +33,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use antiphon_core::ha::step::NewLogicalSlot;
 use antiphon_core::ha::world::{Database, Upstream};
 use antiphon_core::{Epoch, Lsn};
 use async_trait::async_trait;
@@ -82,6 +84,8 @@ struct Inner {
     memory: Mutex<Memory>,
     facts: tokio::sync::Mutex<FactsCache>,
     probe: Probe,
+    /// Held while logical slots are made: when that last failed, and why.
+    making_slots: Arc<tokio::sync::Mutex<Option<logical_slots::Failed>>>,
     progress: Mutex<Option<String>>,
     about: Mutex<About>,
     /// What the server was when it was last stopped here, for the callbacks.
@@ -137,6 +141,7 @@ impl Postgres {
             memory: Mutex::default(),
             facts: tokio::sync::Mutex::default(),
             probe,
+            making_slots: Arc::default(),
             progress: Mutex::default(),
             about: Mutex::default(),
             stopped_as: Mutex::default(),
@@ -179,6 +184,11 @@ impl Inner {
             return Err(EngineError::NotRunning { what: "connect to the server".to_owned() });
         }
         sql::connect(&self.target(), &self.settings().superuser, QUICK).await
+    }
+
+    /// A fresh connection to one database of the local server.
+    async fn connect_to_database(&self, database: &str) -> Result<tokio_postgres::Client, EngineError> {
+        sql::connect_to_database(&self.target(), &self.settings().superuser, database, QUICK).await
     }
 
     /// Changes the data directory off the event loop, one change at a time.
@@ -267,8 +277,13 @@ impl Engine for Postgres {
         self.inner.unfollow().await
     }
 
-    async fn slots(&self, keep: &[(String, Option<Lsn>)], drop: &[String]) -> Result<(), EngineError> {
-        self.inner.slots(keep, drop).await
+    async fn slots(
+        &self,
+        keep: &[(String, Option<Lsn>)],
+        drop: &[String],
+        logical: &[NewLogicalSlot],
+    ) -> Result<(), EngineError> {
+        self.inner.slots(keep, drop, logical).await
     }
 
     async fn reload(&self, change: Change) -> Result<bool, EngineError> {

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use antiphon_core::ha::cluster::Position;
-use antiphon_core::ha::world::{Database, Server, Stopped, SyncNames, Task};
+use antiphon_core::ha::world::{Database, LogicalSlot, Server, Stopped, SyncNames, Task};
 use antiphon_core::{Instant, Lsn, NodeName, Timeline};
 use tokio::task::JoinHandle;
 
@@ -44,6 +44,7 @@ pub(super) struct Memory {
     last_streaming: BTreeMap<NodeName, Instant>,
     seldom: Option<Instant>,
     slots: BTreeMap<String, Option<Lsn>>,
+    logical_slots: BTreeMap<String, LogicalSlot>,
     pub(super) proven: Option<SyncNames>,
     pub(super) checkpointed: Option<Instant>,
     complained: bool,
@@ -61,6 +62,11 @@ impl Memory {
     /// The next look reads the slots anew.
     pub(super) fn forget_slots(&mut self) {
         self.seldom = None;
+    }
+
+    /// PostgreSQL keeps copies of the leader's logical slots here, or did before a promotion.
+    pub(super) fn has_copied_slots(&self) -> bool {
+        self.logical_slots.values().any(|slot| slot.synced)
     }
 
     /// It was a primary when it last answered.
@@ -110,13 +116,18 @@ impl Inner {
             Directory::Absent | Directory::Foreign(_) => None,
         });
         let refused = identifier.as_ref().and_then(|identifier| self.identity_problem(identifier));
+        let (slots, logical_slots) = {
+            let memory = lock(&self.memory);
+            (memory.slots.clone(), memory.logical_slots.clone())
+        };
         Database {
             system_identifier: identifier,
             server: refused.map_or(server, |reason| Server::Refused { reason }),
             task,
             failed: self.tasks.failed(),
             half_built: facts.is_some_and(|facts| facts.half_built),
-            slots: lock(&self.memory).slots.clone(),
+            slots,
+            logical_slots,
         }
     }
 

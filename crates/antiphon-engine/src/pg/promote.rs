@@ -24,6 +24,9 @@ use crate::{EngineError, sentence};
 /// The longest that a promotion may take: recovery first replays all that was received.
 const PROMOTE_MAX: Duration = Duration::from_secs(300);
 const TICK: Duration = Duration::from_millis(2);
+/// A promotion waits for the process that copies logical slots, which may wait for a leader that is cut off.
+const END_COPYING: &str =
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'slotsync worker'";
 /// More skipped timelines than this are a mistake, not a cluster's history.
 const GAP_MAX: u32 = 100_000;
 
@@ -80,6 +83,7 @@ impl Inner {
         client: &tokio_postgres::Client,
         wanted: Timeline,
     ) -> Result<(), EngineError> {
+        within("end the copying of slots", QUICK, client.batch_execute(END_COPYING)).await?;
         within("promote", QUICK, client.query_one("SELECT pg_promote(false)", &[])).await?;
         let deadline = Deadline::now() + PROMOTE_MAX;
         let ask = "SELECT pg_is_in_recovery()";

@@ -77,6 +77,8 @@ pub struct PgSettings {
     pub rewind: Option<Credentials>,
     /// The user's parameters.
     pub parameters: BTreeMap<String, String>,
+    /// Followers copy the logical slots of the leader (PostgreSQL 17 and newer; others cannot).
+    pub synchronise_slots: bool,
     /// Lines of `pg_hba`; the default ones if none.
     pub pg_hba: Option<Vec<String>>,
     /// Lines of `pg_ident`; the data directory's if none.
@@ -122,6 +124,7 @@ impl PgSettings {
             replication,
             rewind: None,
             parameters: BTreeMap::new(),
+            synchronise_slots: false,
             pg_hba: None,
             pg_ident: None,
             initdb: Vec::new(),

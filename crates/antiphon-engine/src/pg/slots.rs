@@ -1,9 +1,13 @@
-//! Physical replication slots: one for each member that may follow here, kept where that member is.
+//! Replication slots: the physical ones are created and kept where their consumers are, and slots of both
+//! kinds are dropped; logical ones are created by `logical_slots`, which may take long.
 //!
 //! A slot is never moved back, never beyond the WAL that is here, and never while it is in use; PostgreSQL
 //! refuses the first two as well. Only the first error is reported, but every slot is tried.
 
+use std::sync::Arc;
+
 use antiphon_core::Lsn;
+use antiphon_core::ha::step::NewLogicalSlot;
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
@@ -17,8 +21,7 @@ struct Slot {
     at: Option<Lsn>,
 }
 
-const LIST: &str = "SELECT slot_name::text, active, restart_lsn::text FROM pg_replication_slots \
-     WHERE slot_type = 'physical'";
+const LIST: &str = "SELECT slot_name::text, active, restart_lsn::text FROM pg_replication_slots";
 const CREATE: &str = "SELECT pg_create_physical_replication_slot($1::text::name, true)";
 const ADVANCE: &str = "SELECT pg_replication_slot_advance($1::text::name, least(($2::text)::pg_lsn, \
      CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)) \
@@ -29,9 +32,10 @@ const DROP: &str = "SELECT pg_drop_replication_slot($1::text::name)";
 
 impl Inner {
     pub(super) async fn slots(
-        &self,
+        self: &Arc<Self>,
         keep: &[(String, Option<Lsn>)],
         drop: &[String],
+        logical: &[NewLogicalSlot],
     ) -> Result<(), EngineError> {
         let client = self.connect().await?;
         let slots = list(&client).await?;
@@ -60,6 +64,7 @@ impl Inner {
             let name = &slot.name;
             note(change(&client, &format!("drop the slot {name}"), DROP, &[name]).await);
         }
+        self.make_logical_slots(logical);
         lock(&self.memory).forget_slots();
         first_error.map_or(Ok(()), Err)
     }

@@ -63,6 +63,18 @@ pub(super) async fn connect(
     within("connect to the server", limit, open(&config)).await
 }
 
+/// A fresh connection to another database of the local server.
+pub(super) async fn connect_to_database(
+    target: &Target,
+    role: &Credentials,
+    database: &str,
+    limit: Duration,
+) -> Result<Client, EngineError> {
+    let mut config = config(role, target.port);
+    config.host_path(&target.socket_dir).dbname(database);
+    within(&format!("connect to the database {database}"), limit, open(&config)).await
+}
+
 /// A fresh connection to a server elsewhere.
 pub(super) async fn connect_to(
     host: &str,

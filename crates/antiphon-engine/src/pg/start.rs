@@ -195,6 +195,7 @@ impl Inner {
         let mut role = self.role.lock().await;
         let mut next = (*self.settings()).clone();
         next.parameters = change.parameters;
+        next.synchronise_slots = change.synchronise_slots;
         next.pg_hba = change.access;
         next.pg_ident = change.identities;
         next.failure_timeout = change.failure_timeout.unwrap_or(next.failure_timeout);

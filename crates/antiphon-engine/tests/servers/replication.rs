@@ -96,7 +96,7 @@ fn a_promotion_takes_the_timeline_of_its_epoch_and_followers_and_the_old_primary
         // The end of the old timeline is the position that the standby had, to the byte.
         assert_eq!(Some(left.lsn), before.position.map(|position| position.lsn));
 
-        second.engine.slots(&[("n1".into(), None), ("n3".into(), None)], &[]).await.expect("slots");
+        second.engine.slots(&[("n1".into(), None), ("n3".into(), None)], &[], &[]).await.expect("slots");
         let (upstream, address) = second.as_upstream(7);
         third.engine.follow(upstream.clone(), &address).await.expect("follows");
         let on =
@@ -156,23 +156,23 @@ fn slots_are_made_moved_forward_and_dropped_on_a_standby_too() {
     run(async |place| {
         let primary = place.primary("n1").await;
         let standby = place.standby("n2", &primary, 1).await;
-        standby.engine.slots(&[("n3".into(), None)], &[]).await.expect("made");
+        standby.engine.slots(&[("n3".into(), None)], &[], &[]).await.expect("made");
         let at = |seen: &antiphon_core::ha::world::Database| seen.slots.get("n3").copied().flatten();
         let made = at(&standby.until(|seen| at(seen).is_some()).await).expect("a position");
         primary.sql("CREATE TABLE t AS SELECT generate_series(1, 10000)").await;
         let flushed = primary.primary(|_| true).await.flushed;
         standby.standby(|standby| standby.replayed >= flushed).await;
-        standby.engine.slots(&[("n3".into(), Some(flushed))], &[]).await.expect("moved");
+        standby.engine.slots(&[("n3".into(), Some(flushed))], &[], &[]).await.expect("moved");
         let moved = at(&standby.until(|seen| at(seen) > Some(made)).await).expect("a position");
         assert!(moved >= flushed);
         // Neither back nor beyond what is here.
         for to in [made, Lsn(flushed.0 + (1 << 40))] {
-            standby.engine.slots(&[("n3".into(), Some(to))], &[]).await.expect("left alone");
+            standby.engine.slots(&[("n3".into(), Some(to))], &[], &[]).await.expect("left alone");
         }
         let now = at(&standby.until(|seen| at(seen).is_some()).await).expect("a position");
         let replayed = standby.standby(|_| true).await.replayed;
         assert!(now >= moved && now <= replayed, "{moved} {now} {replayed}");
-        standby.engine.slots(&[], &["n3".into()]).await.expect("dropped");
+        standby.engine.slots(&[], &["n3".into()], &[]).await.expect("dropped");
         standby.until(|seen| seen.slots.is_empty()).await;
     });
 }
@@ -212,7 +212,7 @@ fn a_rewind_that_was_killed_leaves_a_directory_that_is_not_started() {
         let old = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("n1.old-");
         assert!(fs::read_dir(&place.folder).expect("the place").flatten().any(|entry| old(&entry)));
         first.done(Work::StartStandby { upstream: Some(second.as_upstream(2)) }).await;
-        second.engine.slots(&[("n1".into(), None)], &[]).await.expect("a slot");
+        second.engine.slots(&[("n1".into(), None)], &[], &[]).await.expect("a slot");
         first.standby(|standby| standby.streaming).await;
     });
 }

@@ -129,7 +129,7 @@ impl Place {
             assert!(copied.expect("cp runs").success());
             primary.done(Work::StartPrimary { epoch: Epoch(epoch), sync }).await;
         }
-        primary.engine.slots(&[(member.name().slot_name(), None)], &[]).await.expect("a slot");
+        primary.engine.slots(&[(member.name().slot_name(), None)], &[], &[]).await.expect("a slot");
         member.done(Work::StartStandby { upstream: Some(primary.as_upstream(epoch)) }).await;
         member.standby(|standby| standby.streaming && standby.position.is_some()).await;
         member

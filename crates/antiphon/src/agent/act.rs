@@ -169,7 +169,7 @@ impl Hands {
             Step::Fence { epoch } => return engine.fence(*epoch).await,
             Step::Follow { upstream, address } => return engine.follow(upstream.clone(), address).await,
             Step::Unfollow => return engine.unfollow().await,
-            Step::Slots { keep, drop } => return engine.slots(keep, drop).await,
+            Step::Slots { keep, drop, logical } => return engine.slots(keep, drop, logical).await,
             Step::Initialise => Work::Initialise,
             Step::Clone { address, keep_old } => {
                 Work::Clone { address: address.clone(), keep_old: *keep_old }

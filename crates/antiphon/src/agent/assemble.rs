@@ -194,6 +194,7 @@ fn describe(config: &NodeConfig, peer_address: &str) -> Member {
         fence: None,
         release: None,
         serving: None,
+        slots: BTreeSet::new(),
     }
 }
 
@@ -234,6 +235,7 @@ fn engine(config: &NodeConfig, pg: &PostgresConfig) -> anyhow::Result<Arc<dyn En
     settings.listen_addresses = pg.listen.hosts.join(",");
     settings.rewind = pg.rewind.as_ref().map(credentials);
     settings.parameters = first.parameters;
+    settings.synchronise_slots = first.synchronise_slots;
     settings.pg_hba = first.access;
     settings.pg_ident = first.identities;
     settings.initdb = flag(&config.bootstrap.initdb);

@@ -84,6 +84,7 @@ pub fn world(
     let member = Member {
         fence: stored.and_then(|member| member.fence),
         release: stored.and_then(|member| member.release),
+        slots: stored.map(|member| member.slots.clone()).unwrap_or_default(),
         ..own.described.clone()
     };
     let others = records.members.keys().filter(|other| *other != name).count();

@@ -10,6 +10,8 @@ use std::time::Duration;
 use antiphon_core::ha::cluster::Phase;
 use antiphon_core::ha::decide::{Decision, decide};
 use antiphon_core::ha::role::Role;
+use antiphon_core::ha::slots;
+use antiphon_core::ha::step::Step;
 use antiphon_core::ha::world::{Beat, Local, Server, World};
 use antiphon_core::{Epoch, Instant};
 use antiphon_engine::{Engine, sentence};
@@ -170,6 +172,7 @@ impl Agent {
             suspects: decision.suspects,
             leads,
             server: brief::server(world, decision, pending_restart),
+            slots: if leads.is_some() { slots::permanent_positions(world) } else { BTreeMap::new() },
         });
         let leader = world.store.cluster.as_ref().and_then(|cluster| match &cluster.value.phase {
             Phase::Led { leader } | Phase::Electing { last: leader, .. } => Some(leader),
@@ -306,14 +309,11 @@ async fn changed(events: Option<&mut watch::Receiver<u64>>) -> Result<(), watch:
 
 /// How long to wait for the next event at most.
 fn pause(world: &World, decision: &Decision) -> Duration {
+    // What is done to a slot shows at the next look; one in use may stay for long.
+    let acts = decision.steps.iter().any(|step| !matches!(step, Step::Slots { .. }));
     let moving = match &decision.role {
-        Role::Leader { .. } | Role::Follower { .. } | Role::Witness | Role::Waiting => {
-            !decision.steps.is_empty()
-        }
+        Role::Leader { .. } | Role::Follower { .. } | Role::Witness | Role::Waiting | Role::Rejoining => acts,
         Role::Bootstrapping | Role::Promoting { .. } | Role::Fenced { .. } | Role::Demoting => true,
-        Role::Rejoining => {
-            decision.steps.iter().any(|step| !matches!(step, antiphon_core::ha::step::Step::Slots { .. }))
-        }
     };
     let step = if moving { BRISK } else { CALM };
     let wake = decision.wake_at.map_or(CALM, |at: Instant| at.since(world.now));

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use antiphon_core::settings::{DynamicCommands, Settings};
+use antiphon_core::settings::{DynamicCommands, PermanentSlot, Settings};
 use antiphon_engine::{Change, Engine, sentence};
 use serde_json::Value;
 
@@ -105,6 +105,10 @@ impl SettingsInForce {
     }
 }
 
+fn is_logical(slot: &PermanentSlot) -> bool {
+    matches!(slot, PermanentSlot::Logical { .. })
+}
+
 /// What the engine is to run with under these settings.
 pub fn change(pg: &PostgresConfig, settings: &Settings) -> Change {
     let mut parameters = settings.postgresql.parameters.clone();
@@ -118,6 +122,7 @@ pub fn change(pg: &PostgresConfig, settings: &Settings) -> Change {
     };
     Change {
         parameters,
+        synchronise_slots: settings.postgresql.use_slots && settings.slots.values().any(is_logical),
         access: lines(&pg.pg_hba, &settings.postgresql.pg_hba),
         identities: lines(&pg.pg_ident, &settings.postgresql.pg_ident),
         failure_timeout: Some(settings.failure_timeout.max(std::time::Duration::from_secs(1))),

@@ -1,6 +1,6 @@
 //! A cluster of three as views, and a served API over one of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +55,7 @@ pub(crate) fn member(text: &str, port: u16) -> Member {
         fence: None,
         release: None,
         serving: None,
+        slots: BTreeSet::new(),
     }
 }
 
@@ -101,7 +102,7 @@ pub(crate) fn standby(lag: u64) -> Server {
 
 fn peer(text: &str, now: Instant, brief: ServerBrief) -> (NodeName, Peer) {
     let leads = (brief.role == "primary").then_some(EPOCH);
-    let beat = Beat { name: name(text), suspects: None, leads, server: brief };
+    let beat = Beat { name: name(text), suspects: None, leads, server: brief, slots: BTreeMap::new() };
     (name(text), Peer { heard: Some(now), beat: Some(beat), link: Link::Up, knock: Knock::Unknown })
 }
 
@@ -157,6 +158,7 @@ pub(crate) fn view(me: &str) -> View {
             failed: None,
             half_built: false,
             slots: BTreeMap::new(),
+            logical_slots: BTreeMap::new(),
         }),
     };
     View {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use antiphon_core::ha::cluster::Position;
-use antiphon_core::ha::world::{PrimaryServer, Server, Standby, StandbyServer, Upstream};
+use antiphon_core::ha::world::{LogicalSlot, PrimaryServer, Server, Standby, StandbyServer, Upstream};
 use antiphon_core::{Instant, Lsn, Timeline};
 use serde::Deserialize;
 
@@ -51,7 +51,10 @@ const SELDOM_SEEN: &str = "SELECT json_build_object(\
         application_name, 'client_addr', client_addr, 'state', state, 'sync_state', sync_state, \
         'sync_priority', sync_priority)), '[]') FROM pg_stat_replication), \
     'slots', (SELECT coalesce(json_object_agg(slot_name, restart_lsn::text), '{}') \
-        FROM pg_replication_slots WHERE slot_type = 'physical'))::text";
+        FROM pg_replication_slots WHERE slot_type = 'physical'), \
+    'logical_slots', (SELECT coalesce(json_object_agg(slot_name, json_build_object('database', database, \
+        'plugin', plugin, 'active', active, 'synced', coalesce((to_jsonb(s) ->> 'synced')::bool, false))), '{}') \
+        FROM pg_replication_slots s WHERE slot_type = 'logical' AND NOT temporary))::text";
 
 /// The highest timeline of the WAL segments here.
 const HIGHEST_TIMELINE: &str =
@@ -94,6 +97,22 @@ struct Seldom {
     replay_paused: bool,
     replication: Vec<serde_json::Value>,
     slots: BTreeMap<String, Option<Lsn>>,
+    logical_slots: BTreeMap<String, SeenSlot>,
+}
+
+#[derive(Deserialize)]
+struct SeenSlot {
+    database: String,
+    plugin: String,
+    active: bool,
+    synced: bool,
+}
+
+impl From<SeenSlot> for LogicalSlot {
+    fn from(seen: SeenSlot) -> Self {
+        let SeenSlot { database, plugin, active, synced } = seen;
+        Self { database, plugin, synced, active }
+    }
 }
 
 pub(super) fn timeline(hexadecimal: &str) -> Option<Timeline> {
@@ -155,6 +174,10 @@ impl Inner {
         let mut memory = lock(&self.memory);
         memory.seldom = Some(now());
         memory.slots = seen.slots;
+        let had_copies = memory.has_copied_slots();
+        memory.logical_slots =
+            seen.logical_slots.into_iter().map(|(name, slot)| (name, slot.into())).collect();
+        let copies_changed = memory.has_copied_slots() != had_copies;
         let ours = |name: &&String| config::CRITICAL.contains(&name.as_str()) || config::is_ours(name);
         let overridden: Vec<&String> = seen.overridden.iter().filter(ours).collect();
         if !overridden.is_empty() && !memory.complained {
@@ -166,6 +189,9 @@ impl Inner {
             );
         }
         drop(memory);
+        if copies_changed && !self.settings().synchronise_slots {
+            self.write_config_in_background();
+        }
         let about = About {
             version: Some(seen.version),
             started: Some(seen.started),
@@ -179,6 +205,22 @@ impl Inner {
             self.settle_in_background();
         }
         Ok(())
+    }
+
+    /// What the configuration says depends on whether copies of slots are here.
+    fn write_config_in_background(self: &Arc<Self>) {
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut role = inner.role.lock().await;
+            let same = role.clone();
+            let written = match inner.write_role(&mut role, same).await {
+                Ok(()) => inner.tell_server().await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
+                tracing::warn!(error = sentence(&error), "the copying of slots goes on as it was");
+            }
+        });
     }
 
     fn settle_in_background(self: &Arc<Self>) {
