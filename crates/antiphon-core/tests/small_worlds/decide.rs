@@ -302,8 +302,7 @@ fn no_world_follows_a_leader_of_a_term_that_this_member_is_fenced_against(
 ) {
     for step in &decision.steps {
         let upstream = match step {
-            Step::Follow { upstream, .. } => upstream,
-            Step::StartStandby { upstream: Some((upstream, _)) } => upstream,
+            Step::Follow { upstream, .. } | Step::StartStandby { upstream: Some((upstream, _)) } => upstream,
             _ => continue,
         };
         assert!(upstream.epoch >= world.me.fenced, "{}", shown(world, decision));
