@@ -69,3 +69,11 @@ pub fn suspecters(world: &World, leader: &Leader) -> usize {
     });
     1 + others.count()
 }
+
+/// `failsafe_mode` asks for it: every other member answers this one directly.
+pub fn everyone_answers(world: &World) -> bool {
+    let mut others = world.store.members.keys().filter(|name| *name != world.me.name());
+    others.all(|name| {
+        world.peers.get(name).is_some_and(|peer| peer.heard_within(world.now, world.settings.failure_timeout))
+    })
+}

@@ -4,6 +4,7 @@
 //! anybody else. Nothing here asks whether the store can be reached: no lease, no writes.
 
 use super::decide::Decision;
+use super::detector;
 use super::elect::stop;
 use super::role::Role;
 use super::why::Why;
@@ -19,15 +20,7 @@ pub(super) fn end(world: &World) -> Instant {
 /// Whether there is enough left of the lease to go on; writes end before it does.
 pub(super) fn held(world: &World) -> bool {
     let enough = world.now + world.settings.ttl / 4 < end(world);
-    enough || world.settings.pause || (world.settings.failsafe_mode && everyone_answers(world))
-}
-
-/// `failsafe_mode`: every other member answers this one directly.
-fn everyone_answers(world: &World) -> bool {
-    let mut others = world.store.members.keys().filter(|name| *name != world.me.name());
-    others.all(|name| {
-        world.peers.get(name).is_some_and(|peer| peer.heard_within(world.now, world.settings.failure_timeout))
-    })
+    enough || world.settings.pause || (world.settings.failsafe_mode && detector::everyone_answers(world))
 }
 
 /// The stop of a server that writes, or may come to, without a lease; none if all is well.

@@ -15,9 +15,8 @@ use std::time::Duration;
 
 use antiphon_core::Instant;
 use antiphon_core::ha::cluster::Promise;
-use antiphon_core::ha::decide::Decision;
-use antiphon_core::ha::role::Role;
-use antiphon_core::ha::world::World;
+use antiphon_core::ha::detector;
+use antiphon_core::ha::world::{Local, Server, Task, World};
 
 use super::clock;
 
@@ -27,7 +26,8 @@ const DISARM: u64 = 0;
 /// The agent's end of the guard.
 pub struct Guard {
     place: Option<Place>,
-    told: u64,
+    /// What it was told last; none while an earlier agent's guard may stand with another order.
+    told: Option<u64>,
     child: Option<Child>,
     socket: Option<UnixDatagram>,
 }
@@ -43,26 +43,22 @@ impl Guard {
     pub fn new(directories: Option<(PathBuf, PathBuf)>) -> Self {
         let place =
             directories.map(|(data_dir, state_dir)| Place { socket: state_dir.join("guard.sock"), data_dir });
-        Self { place, told: DISARM, child: None, socket: UnixDatagram::unbound().ok() }
+        let socket = UnixDatagram::unbound().ok();
+        // A guard that does not take its orders must not hold up the agent.
+        let socket = socket.filter(|socket| socket.set_nonblocking(true).is_ok());
+        Self { place, told: None, child: None, socket }
     }
 
-    /// Keeps the guard at the lease while this member leads in asynchronous mode, and ends it otherwise.
-    pub fn follow(&mut self, world: &World, decision: &Decision, lease_until: Option<Instant>) {
-        let asynchronous =
-            world.store.cluster.as_ref().is_some_and(|cluster| cluster.value.sync == Promise::Asynchronous);
-        let leads = matches!(decision.role, Role::Leader { .. });
-        let deadline = match lease_until {
-            Some(until) if asynchronous && leads && !world.settings.pause => until.0,
-            _ => DISARM,
-        };
-        if deadline == self.told {
+    /// Keeps the guard at the lease while the server here may write in asynchronous mode, and ends it when it
+    /// surely does not.
+    pub fn follow(&mut self, world: &World, lease_until: Option<Instant>) {
+        let Some(deadline) = deadline(world, lease_until) else { return };
+        let Some(place) = &self.place else { return };
+        if self.told == Some(deadline) {
             return;
         }
-        let Some(place) = &self.place else { return };
-        if self.tell(place, deadline) {
-            self.told = deadline;
-        } else if deadline == DISARM {
-            self.told = DISARM;
+        if self.tell(place, deadline) || deadline == DISARM {
+            self.told = Some(deadline);
         } else if self.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None))) {
             match spawn(place, deadline) {
                 Ok(child) => self.child = Some(child),
@@ -76,6 +72,38 @@ impl Guard {
             .as_ref()
             .is_some_and(|socket| socket.send_to(&deadline.to_le_bytes(), &place.socket).is_ok())
     }
+}
+
+/// Until when the server may write, if that is known: an earlier agent's guard goes on as it was told while it
+/// is not.
+fn deadline(world: &World, lease_until: Option<Instant>) -> Option<u64> {
+    let Local::Database(db) = &world.local else { return None };
+    let cluster = &world.store.cluster.as_ref()?.value;
+    let leads = cluster.leader().is_some_and(|leader| leader.name == *world.me.name());
+    // Not by the role: one that is being demoted, or stuck, or starts, writes until it is gone.
+    let may_write = match &db.server {
+        Server::Primary(_) => true,
+        Server::Stuck { primary, .. } => *primary,
+        Server::Starting { .. } | Server::Orphans { .. } => leads,
+        Server::Standby(_) => matches!(db.task, Some((Task::Promote, _))),
+        Server::Stopped(_) => leads && matches!(db.task, Some((Task::Start, _))),
+        Server::Absent | Server::Refused { .. } => false,
+    };
+    if !may_write || cluster.sync != Promise::Asynchronous || world.settings.pause {
+        return Some(DISARM);
+    }
+    let lease = lease_until?;
+    if leads && world.settings.failsafe_mode && detector::everyone_answers(world) {
+        // Whom everyone answers may go on without the store; an agent that stops asking may not.
+        let step = world.settings.failure_timeout.max(Duration::from_millis(1));
+        let rounded = (world.now.0 / nanoseconds(step)).saturating_mul(nanoseconds(step));
+        return Some(lease.0.max((Instant(rounded) + step * 3).0));
+    }
+    Some(lease.0)
+}
+
+fn nanoseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn spawn(place: &Place, deadline: u64) -> std::io::Result<Child> {
@@ -106,24 +134,43 @@ pub fn stand(socket: &Path, data_dir: &Path, deadline: u64) -> std::io::Result<(
     let orders = UnixDatagram::bind(socket)?;
     let mut deadline = deadline;
     loop {
-        let left = Instant(deadline).since(clock::now());
-        if left.is_zero() {
-            let killed = antiphon_engine::kill_server(data_dir);
-            tracing::error!(killed, "the lease ran out and nobody renewed it: killed the server");
-            return std::fs::remove_file(socket);
-        }
-        // Short naps: a machine that slept must find the lease over when it wakes.
-        orders.set_read_timeout(Some(left.min(Duration::from_millis(250))))?;
-        let mut order = [0; 8];
-        match orders.recv(&mut order) {
-            Ok(8) => match u64::from_le_bytes(order) {
-                DISARM => return std::fs::remove_file(socket),
-                later => deadline = later,
-            },
-            Ok(_) => {}
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+        // What waits to be read comes before the verdict: a guard that was held up must not act on old orders.
+        match next_order(&orders, Instant(deadline).since(clock::now()))? {
+            Some(DISARM) => return std::fs::remove_file(socket),
+            Some(later) => deadline = later,
+            None if Instant(deadline) <= clock::now() => {
+                let killed = antiphon_engine::kill_server(data_dir);
+                let at = clock::rfc3339(clock::unix_seconds());
+                let data_dir = data_dir.display();
+                // Into the agent's log; the agent itself may be gone.
+                eprintln!(
+                    "{at} ERROR antiphon guard: the lease ran out and the agent did not renew it: killed {killed} \
+                     processes of the server in {data_dir}; see why the agent stood still or could not reach the store"
+                );
+                return std::fs::remove_file(socket);
+            }
+            None => {}
         }
     }
 }
+
+/// The next order, if one comes within `left`.
+fn next_order(orders: &UnixDatagram, left: Duration) -> std::io::Result<Option<u64>> {
+    // Short naps: a machine that slept must find the lease over when it wakes.
+    let nap = left.clamp(Duration::from_millis(1), Duration::from_millis(250));
+    orders.set_read_timeout(Some(nap))?;
+    let mut order = [0; 8];
+    match orders.recv(&mut order) {
+        Ok(8) => Ok(Some(u64::from_le_bytes(order))),
+        Ok(_) => Ok(None),
+        Err(error)
+            if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests;

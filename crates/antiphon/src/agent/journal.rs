@@ -5,7 +5,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use antiphon_core::Instant;
 use antiphon_core::ha::decide::Decision;
 use antiphon_core::ha::step::Step;
 use antiphon_core::ha::world::World;
@@ -16,18 +18,32 @@ use super::clock;
 /// The file is renamed to `*.1` when it is longer.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
+/// How long the same failure of a step is not told again.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
+
 /// Writes decisions down.
 pub struct Journal {
     path: PathBuf,
     file: Option<File>,
     last: Option<(String, Vec<String>)>,
     complained: bool,
+    complaint: Option<(String, Instant)>,
 }
 
 impl Journal {
     /// A journal at this path.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, file: None, last: None, complained: false }
+        Self { path, file: None, last: None, complained: false, complaint: None }
+    }
+
+    /// Tells of a step that failed, once in a while: what cannot be done is tried again many times a second.
+    pub fn complain(&mut self, decision: &Decision, error: &str, now: Instant) {
+        let told = self.complaint.as_ref();
+        if told.is_some_and(|(last, at)| last == error && now.since(*at) < COMPLAINT_PAUSE) {
+            return;
+        }
+        tracing::info!(why = %decision.why, error, "a step was not carried out; it is decided anew");
+        self.complaint = Some((error.to_owned(), now));
     }
 
     /// Notes a decision if it is a new one.

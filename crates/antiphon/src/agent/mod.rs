@@ -10,6 +10,7 @@ mod brief;
 mod clock;
 pub mod command;
 pub mod guard;
+pub mod identity;
 mod journal;
 mod observe;
 mod records;

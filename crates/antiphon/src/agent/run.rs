@@ -25,6 +25,7 @@ use super::brief;
 use super::clock;
 use super::command::Command;
 use super::guard::Guard;
+use super::identity::{self, Name};
 use super::journal::Journal;
 use super::observe::{self, Firsts, Own};
 use super::records::{self, Records};
@@ -65,6 +66,8 @@ enum Event {
     Look,
     /// The store pushed a snapshot.
     Store,
+    /// The store's part here ended and will push no more.
+    StoreGone,
     /// A renewal ended.
     Renewed(Renewed),
     /// An operator asks.
@@ -77,18 +80,23 @@ impl Agent {
     /// Runs until `stop` says so.
     ///
     /// # Errors
-    /// If the store holds a record of leadership that this version cannot read.
+    /// If the store holds a record of leadership that this version cannot read, if the store's part here has
+    /// ended, or if another member has this one's name. The server is left as it is.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<()> {
         let mut store = self.store.watch();
         let mut engine = self.engine.as_ref().map(|engine| engine.events());
         let mut beats = self.beats.changes();
         self.read_store(&store.borrow_and_update().clone())?;
         let mut pause = Duration::ZERO;
+        let (mut gone, mut named) = (false, false);
         loop {
             let event = tokio::select! {
                 biased;
                 Ok(()) = stop.changed() => Event::Stop,
-                Ok(()) = store.changed() => Event::Store,
+                changed = store.changed(), if !gone => match changed {
+                    Ok(()) => Event::Store,
+                    Err(_) => Event::StoreGone,
+                },
                 Some(renewed) = self.renewals.recv() => Event::Renewed(renewed),
                 Ok(()) = changed(engine.as_mut()) => Event::Look,
                 Ok(()) = beats.changed() => Event::Look,
@@ -101,18 +109,46 @@ impl Agent {
                     let snapshot = store.borrow_and_update().clone();
                     self.read_store(&snapshot)?;
                 }
+                Event::StoreGone => {
+                    gone = true;
+                    tracing::error!(
+                        "the store's part here has ended (the line before says why): this agent ends as soon as no \
+                         primary runs here; put right what is wrong and start it again"
+                    );
+                }
                 Event::Renewed(renewed) => self.renewed(&renewed),
                 Event::Command(command) => self.command(command).await,
                 Event::Look => {}
             }
-            pause = self.turn().await;
+            pause = self.turn(&mut named).await?;
+            // A primary is kept until its lease ends, and stopped then.
+            anyhow::ensure!(!gone || self.may_write(), "the store's part here has ended");
         }
     }
 
+    /// Whether a primary runs here or may come to.
+    fn may_write(&self) -> bool {
+        let view = self.view.borrow();
+        view.as_ref().is_some_and(|view| match &view.world.local {
+            Local::Witness => false,
+            Local::Database(db) => match &db.server {
+                Server::Primary(_) | Server::Orphans { .. } | Server::Starting { .. } => true,
+                Server::Stuck { primary, .. } => *primary,
+                Server::Standby(_) | Server::Stopped(_) => db.task.is_some(),
+                Server::Absent | Server::Refused { .. } => false,
+            },
+        })
+    }
+
     /// One turn: observe, decide, act, show. Returns how long to wait for the next event at most.
-    async fn turn(&mut self) -> Duration {
+    /// Nothing is done under this member's name before it is known to be `named` so alone.
+    async fn turn(&mut self, named: &mut bool) -> anyhow::Result<Duration> {
         let world = self.observe().await;
-        let decision = decide(&world);
+        let mut decision = decide(&world);
+        *named = *named || self.is_named(&world)?;
+        if !*named {
+            decision.steps.clear();
+        }
         self.tell(&world, &decision);
         self.journal.note(&world, &decision);
         let server = match &world.local {
@@ -123,14 +159,24 @@ impl Agent {
         let outcome = self.hands.carry_out(&decision.steps, &self.records, server, ttl).await;
         match outcome {
             Ok(done) => self.own.lease_until = done.lease_until.or(self.own.lease_until),
-            Err(error) => {
-                tracing::info!(why = %decision.why, error = %sentence(&error), "a step was not carried out")
-            }
+            Err(error) => self.journal.complain(&decision, &sentence(&error), world.now),
         }
-        self.guard.follow(&world, &decision, self.own.lease_until);
+        self.guard.follow(&world, self.own.lease_until);
         self.after(&world, &decision).await;
         self.show(&world, &decision);
-        pause(&world, &decision)
+        Ok(pause(&world, &decision))
+    }
+
+    /// Whether this member's name is known to be its own.
+    fn is_named(&self, world: &World) -> anyhow::Result<bool> {
+        let heard = self.beats.heard();
+        let age = world.now.since(self.own.started);
+        let lately = world.settings.failure_timeout;
+        match identity::check(&self.own.described, &self.records, &heard, world.now, age, lately) {
+            Name::Ours => Ok(true),
+            Name::Unknown => Ok(false),
+            Name::Taken(why) => anyhow::bail!(why),
+        }
     }
 
     async fn observe(&mut self) -> World {
@@ -186,7 +232,7 @@ impl Agent {
     }
 
     /// Work that follows from a decision and decides nothing.
-    async fn after(&mut self, world: &World, _decision: &Decision) {
+    async fn after(&mut self, world: &World, decision: &Decision) {
         let now = clock::now();
         let heard = self.beats.heard().into_values();
         let heard = heard.filter(|heard| now.since(heard.at) < world.settings.failure_timeout);
@@ -194,6 +240,15 @@ impl Agent {
         self.upkeep.turn(world, &self.records, &heard).await;
         if let (Some(engine), Some(cluster)) = (&self.engine, &world.store.cluster) {
             engine.expect_system_identifier(cluster.value.system_identifier.clone());
+        }
+        if matches!(decision.role, Role::Leader { .. } | Role::Promoting { .. }) {
+            // Asked for as a follower: carried out after a later hand-over, it would surprise everyone.
+            self.own.reinitialise_requested = false;
+        }
+        if self.restarting.as_ref().is_some_and(oneshot::Sender::is_closed) {
+            // Whoever asked was told that it did not come to it, or went away.
+            self.restarting = None;
+            self.own.restart_requested = false;
         }
         if let Local::Database(db) = &world.local {
             let stopping = matches!(db.task, Some((antiphon_core::ha::world::Task::Stop(_), _)));
@@ -240,7 +295,7 @@ impl Agent {
 
     fn read_store(&mut self, snapshot: &Arc<Snapshot>) -> anyhow::Result<()> {
         let records = records::read(snapshot)?;
-        for unreadable in &records.unreadable {
+        for unreadable in records.unreadable.iter().filter(|known| !self.records.unreadable.contains(known)) {
             tracing::warn!("{unreadable}; it is left out");
         }
         self.firsts.see(&records);
