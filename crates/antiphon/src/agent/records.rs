@@ -95,8 +95,11 @@ pub fn read(snapshot: &Snapshot) -> Result<Records, Unreadable> {
         Ok(request) => records.request = request,
         Err(error) => records.unreadable.push(error),
     }
-    if let Some(stored) = decode::<Value>(snapshot, CONFIG)? {
-        records.config = (stored.value, stored.revision);
+    match decode::<Value>(snapshot, CONFIG) {
+        Ok(Some(stored)) => records.config = (stored.value, stored.revision),
+        Ok(None) => {}
+        // The last good ones stay in force.
+        Err(error) => records.unreadable.push(error),
     }
     match decode::<Vec<HistoryEntry>>(snapshot, HISTORY) {
         Ok(Some(stored)) => (records.history, records.history_revision) = (stored.value, stored.revision),
@@ -153,6 +156,13 @@ mod tests {
         }
         let good = format!("{{{base},\"sync\":{{\"promise\":\"alone\"}}}}");
         assert!(read(&snapshot(CLUSTER, &good)).is_ok());
+    }
+
+    #[test]
+    fn settings_that_cannot_be_read_stop_nobody() {
+        let records = read(&snapshot(CONFIG, "ttl: 30")).expect("the last good ones stay in force");
+        assert_eq!(records.config, (Value::Null, 0));
+        assert_eq!(records.unreadable.len(), 1);
     }
 
     #[test]
