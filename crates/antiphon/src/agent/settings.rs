@@ -19,6 +19,7 @@ pub struct SettingsInForce {
     resolved: Settings,
     revision: Option<u64>,
     engine: Option<Arc<dyn Engine>>,
+    reloading: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl SettingsInForce {
@@ -30,6 +31,7 @@ impl SettingsInForce {
             resolved: Settings::default(),
             revision: None,
             engine,
+            reloading: None,
         };
         if let Some(resolved) = settings.resolve(&config.bootstrap.dcs) {
             settings.resolved = resolved;
@@ -51,13 +53,18 @@ impl SettingsInForce {
         let Some(resolved) = self.resolve(&stored.0) else { return };
         self.resolved = resolved;
         if let (Some(engine), Some(change)) = (self.engine.clone(), self.change()) {
-            tokio::spawn(async move {
+            let before = self.reloading.take();
+            self.reloading = Some(tokio::spawn(async move {
+                if let Some(before) = before {
+                    // In the order of the store: an older change must not come last. It ended either way.
+                    let _ = before.await;
+                }
                 match engine.reload(change).await {
                     Ok(true) => tracing::info!("new settings are in force; some of them wait for a restart"),
                     Ok(false) => tracing::info!("new settings are in force"),
                     Err(error) => tracing::warn!(error = %sentence(&error), "could not reload the server"),
                 }
-            });
+            }));
         }
     }
 
