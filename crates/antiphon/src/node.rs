@@ -21,6 +21,7 @@ use anyhow::Context;
 use nix::unistd::{User, chown, initgroups, setgid, setuid};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 use crate::agent::assemble::{self, Assembled};
 use crate::agent::command::Command;
@@ -33,6 +34,10 @@ use crate::config::{self, LogConfig, LogFormat, LogLevel, NodeConfig, StoreConfi
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(15);
 /// How long the server may take to stop before it is stopped the hard way.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the server may then take to abort before it is killed.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the agent may take to end its turn.
+const AGENT_PATIENCE: Duration = Duration::from_secs(5);
 /// Exit code for a file with mistakes, as sysexits.h has it.
 const EXIT_CONFIG: u8 = 78;
 
@@ -174,7 +179,7 @@ fn serve(file: &Path, config: &NodeConfig) -> anyhow::Result<()> {
             () = until_told(&commands) => {
                 notify("STOPPING=1");
                 tokio::select! {
-                    () = end(&config.name, shown, store, engine, &stop) => Ok(()),
+                    () = end(&config.name, shown, store, engine, &stop, &mut agent) => Ok(()),
                     () = told_again() => {
                         tracing::warn!("told twice: ending at once, the server is left running");
                         Ok(())
@@ -251,6 +256,7 @@ async fn end(
     store: Arc<dyn Store>,
     engine: Option<Arc<dyn Engine>>,
     stop: &watch::Sender<bool>,
+    agent: &mut JoinHandle<anyhow::Result<()>>,
 ) {
     let Some(engine) = engine else {
         stop.send_replace(true);
@@ -281,6 +287,10 @@ async fn end(
         }
     }
     stop.send_replace(true);
+    // Else it could start the server again after it was seen stopped. A turn that hangs is not waited for.
+    if tokio::time::timeout(AGENT_PATIENCE, agent).await.is_err() {
+        tracing::warn!("the agent did not end within {AGENT_PATIENCE:?}; stopping the server without it");
+    }
     stop_server(engine).await;
 }
 
@@ -304,14 +314,27 @@ async fn stop_server(engine: Arc<dyn Engine>) {
             tracing::info!("the server is stopped");
             return;
         }
-        let late = started.elapsed() > STOP_PATIENCE;
-        if late && mode == StopMode::Fast {
-            mode = StopMode::Immediate;
+        let next = mode_after(started.elapsed());
+        if next != mode {
+            tracing::warn!(mode = ?next, "the server does not stop; stopping it harder");
+            mode = next;
         }
         if let Err(error) = engine.begin(Work::Stop { mode }) {
             tracing::debug!(%error, "the stop goes on");
         }
         let _ = tokio::time::timeout(Duration::from_millis(500), events.changed()).await;
+    }
+}
+
+/// How hard the server is stopped after this long: commits that wait for an acknowledgement hold up a fast stop
+/// for ever, and a process that hangs an immediate one.
+fn mode_after(waited: Duration) -> StopMode {
+    if waited > STOP_PATIENCE + KILL_PATIENCE {
+        StopMode::Kill
+    } else if waited > STOP_PATIENCE {
+        StopMode::Immediate
+    } else {
+        StopMode::Fast
     }
 }
 
