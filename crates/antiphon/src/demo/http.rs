@@ -30,9 +30,21 @@ pub async fn get(port: u16, path: &str, limit: Duration) -> anyhow::Result<Answe
 /// # Errors
 /// If there is no sound answer within `limit`.
 pub async fn post(port: u16, path: &str, body: &str, limit: Duration) -> anyhow::Result<Answer> {
+    send(port, "POST", path, body, limit).await
+}
+
+/// `PATCH path` with a JSON body.
+///
+/// # Errors
+/// If there is no sound answer within `limit`.
+pub async fn patch(port: u16, path: &str, body: &str, limit: Duration) -> anyhow::Result<Answer> {
+    send(port, "PATCH", path, body, limit).await
+}
+
+async fn send(port: u16, method: &str, path: &str, body: &str, limit: Duration) -> anyhow::Result<Answer> {
     let length = body.len();
     let head = format!(
-        "POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
     );
     request(port, &format!("{head}{body}"), limit).await
 }
