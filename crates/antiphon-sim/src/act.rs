@@ -179,13 +179,15 @@ impl Sim {
         let here = &mut self.nodes[node];
         let Some(agent) = &here.agent else { return };
         let world = &agent.world;
-        let Local::Database(db) = &world.local else { return };
         let Some(cluster) = &world.store.cluster else { return };
         let wanted = world.settings.synchronous_mode == antiphon_core::settings::SyncMode::Off;
         let asynchronous = wanted || cluster.value.sync == Promise::Asynchronous;
-        let rests = matches!(db.server, Server::Standby(_) | Server::Stopped(_) | Server::Absent);
+        let rests =
+            matches!(here.server.run, Run::Down | Run::Standby | Run::Starting { primary: false, .. });
+        // From before the promotion on: an agent that dies during it leaves a primary behind.
+        let leads = cluster.value.leader().is_some_and(|leader| leader.name == here.name);
         let deadline = match world.me.lease_until {
-            _ if rests || !asynchronous || world.settings.pause => None,
+            _ if !asynchronous || world.settings.pause || rests && !leads => None,
             Some(until) => Some(until),
             // An agent that has just started leaves standing what the one before it said.
             None => here.guard,
@@ -214,7 +216,7 @@ impl Sim {
             return;
         }
         self.nodes[node].guard = None;
-        if matches!(self.nodes[node].server.run, Run::Primary | Run::Orphans { primary: true }) {
+        if self.nodes[node].server.run != Run::Down {
             self.note(|sim| format!("{}: the guard kills the server", sim.name(node)));
             self.stop_server(node, StopMode::Kill);
         }
@@ -274,6 +276,8 @@ impl Sim {
     fn perform(&mut self, node: NodeId, step: Step) -> Outcome {
         match step {
             Step::ChangeCluster { cluster, expect, take_lease, lease_unchanged, consume_request } => {
+                let ttl = self.nodes[node].agent.as_ref().map(|agent| agent.world.settings.ttl);
+                let take_lease = ttl.filter(|_| take_lease);
                 let change =
                     Transaction::Cluster { cluster, expect, take_lease, lease_unchanged, consume_request };
                 self.send(node, change)
@@ -376,7 +380,8 @@ impl Sim {
             return;
         }
         let count = agent.world.store.lease.as_ref().map_or(0, |lease| lease.value.count) + 1;
-        let id = self.request(node, Transaction::Renew { epoch, expect, count });
+        let ttl = agent.world.settings.ttl;
+        let id = self.request(node, Transaction::Renew { epoch, expect, count, ttl });
         let boot = self.nodes[node].boot;
         self.schedule(self.now + COMMIT_DEADLINE, Event::Deadline { node, boot, id });
         if let Some(agent) = &mut self.nodes[node].agent {
@@ -393,10 +398,17 @@ impl Sim {
     ) {
         let Some(agent) = &mut self.nodes[node].agent else { return };
         let ok = answer.is_some_and(|(_, ok, _)| *ok);
-        let ttl = agent.world.settings.ttl;
+        let ttl = match answer {
+            Some((
+                Transaction::Cluster { take_lease: Some(ttl), .. } | Transaction::Renew { ttl, .. },
+                true,
+                _,
+            )) => Some(*ttl),
+            _ => None,
+        };
         if agent.renewing.is_some_and(|(waited, _)| waited == id) {
             let sent = agent.renewing.take().map_or(Instant(0), |(_, sent)| sent);
-            if ok {
+            if let Some(ttl) = ttl {
                 let sent = self.lease_counts_from(node, sent);
                 self.take_lease(node, sent, ttl);
             }
@@ -405,12 +417,11 @@ impl Sim {
         }
         let Some((_, sent)) = agent.waits_for.filter(|(waited, _)| *waited == id) else { return };
         agent.waits_for = None;
-        let takes = matches!(answer, Some((Transaction::Cluster { take_lease: true, .. }, true, _)));
         if let Some((_, true, snapshot)) = answer {
             let snapshot = snapshot.clone();
             self.see(node, &snapshot);
         }
-        if takes {
+        if let Some(ttl) = ttl {
             let sent = self.lease_counts_from(node, sent);
             self.take_lease(node, sent, ttl);
         }
@@ -421,7 +432,7 @@ impl Sim {
         let Some(agent) = &mut self.nodes[node].agent else { return };
         let until = sent + ttl;
         let me = &mut agent.world.me;
-        me.lease_until = Some(me.lease_until.map_or(until, |known| known.max(until)));
+        me.lease_until = Some(until);
         self.tell_guard(node);
     }
 

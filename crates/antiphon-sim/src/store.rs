@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use antiphon_core::ha::cluster::{Cluster, Lease, Member, Request};
 use antiphon_core::ha::world::Stored;
@@ -41,8 +42,8 @@ pub enum Transaction {
         cluster: Box<Cluster>,
         /// Its revision before; 0: absent.
         expect: u64,
-        /// Put the lease too.
-        take_lease: bool,
+        /// Put the lease too, to last this long.
+        take_lease: Option<Duration>,
         /// Revision that the lease must have.
         lease_unchanged: Option<u64>,
         /// Revision that the request must have; it is removed.
@@ -61,6 +62,8 @@ pub enum Transaction {
         expect: u64,
         /// Counted up by the holder.
         count: u64,
+        /// How long it lasts.
+        ttl: Duration,
     },
     /// `Step::Publish`.
     Publish {
@@ -122,8 +125,9 @@ fn put(next: &mut Snapshot, revision: u64, by: &NodeName, transaction: &Transact
     match transaction {
         Transaction::Cluster { cluster, take_lease, consume_request, .. } => {
             next.cluster = Some(Stored { value: (**cluster).clone(), revision });
-            if *take_lease {
-                let lease = Lease { epoch: cluster.epoch, holder: by.clone(), count: 1 };
+            if let Some(ttl) = take_lease {
+                let ttl_ms = ttl.as_millis() as u64;
+                let lease = Lease { epoch: cluster.epoch, holder: by.clone(), count: 1, ttl_ms };
                 next.lease = Some(Stored { value: lease, revision });
             }
             if consume_request.is_some() {
@@ -131,8 +135,9 @@ fn put(next: &mut Snapshot, revision: u64, by: &NodeName, transaction: &Transact
             }
         }
         Transaction::DropRequest { .. } => next.request = None,
-        Transaction::Renew { epoch, count, .. } => {
-            let lease = Lease { epoch: *epoch, holder: by.clone(), count: *count };
+        Transaction::Renew { epoch, count, ttl, .. } => {
+            let ttl_ms = ttl.as_millis() as u64;
+            let lease = Lease { epoch: *epoch, holder: by.clone(), count: *count, ttl_ms };
             next.lease = Some(Stored { value: lease, revision });
         }
         Transaction::Publish { member } => {

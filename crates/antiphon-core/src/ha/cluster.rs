@@ -207,6 +207,9 @@ pub struct Lease {
     pub holder: NodeName,
     /// Counted up at each renewal.
     pub count: u64,
+    /// How long it lasts from its renewal on, in milliseconds. Part of the record, so that its holder and those
+    /// who wait for its end count the same while the setting changes.
+    pub ttl_ms: u64,
 }
 
 /// A follower's promise: it streams from no leader of a term below `epoch`, and its WAL ends at `position`.

@@ -109,6 +109,9 @@ fn untouchable(cluster: &Cluster, db: &Database) -> Option<Why> {
 }
 
 /// Adds this member's vote on the leader: suspects it, and opens an election when a majority does.
+///
+/// A lease that ran out is no member's opinion but the store's: on that alone any one may open it, as long as
+/// nobody has renewed the lease meanwhile.
 fn with_vote(world: &World, cluster: &Stored<Cluster>, mut decision: Decision) -> Decision {
     let Some(leader) = cluster.value.leader() else { return decision };
     let Some(cause) = detector::suspicion(world, leader) else {
@@ -122,6 +125,13 @@ fn with_vote(world: &World, cluster: &Stored<Cluster>, mut decision: Decision) -
     if detector::suspecters(world, leader) * 2 > world.store.voters {
         decision.why = Why::OpeningElection { epoch: cluster.value.epoch.next() };
         decision.steps.insert(0, open_election(world, cluster, leader, cause));
+    } else if let Some(lease) = world.store.lease.as_ref().filter(|_| detector::lease_ran_out(world)) {
+        decision.why = Why::OpeningElection { epoch: cluster.value.epoch.next() };
+        let mut step = open_election(world, cluster, leader, cause);
+        if let Step::ChangeCluster { lease_unchanged, .. } = &mut step {
+            *lease_unchanged = Some(lease.revision);
+        }
+        decision.steps.insert(0, step);
     } else {
         decision.why = Why::SuspectingLeader { leader: leader.name.clone(), link };
     }

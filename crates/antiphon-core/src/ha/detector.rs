@@ -45,7 +45,8 @@ pub fn lease_ran_out(world: &World) -> bool {
 /// When the lease has run out on every clock: nobody saw it renewed for `ttl`, and some more for clocks that
 /// run at different rates.
 fn lease_out_from(world: &World) -> Instant {
-    world.store.lease_since.max(world.me.started) + world.settings.ttl + world.settings.ttl / 20
+    let ttl = world.store.lease_ttl().unwrap_or(world.settings.ttl);
+    world.store.lease_since.max(world.me.started) + ttl + ttl / 20
 }
 
 /// When a leader that is not suspected now may become so although nothing is heard of it; none if never.

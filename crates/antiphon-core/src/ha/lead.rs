@@ -110,12 +110,11 @@ fn with_lease(world: &World, cluster: &Stored<Cluster>, leader: &Leader, mut dec
     if gives_way {
         return decision;
     }
-    let ttl = world.settings.ttl;
-    let due = world.me.lease_until.map_or(world.now, |until| until - ttl * 3 / 4);
+    let due = lease::renew_at(world);
     if world.now >= due {
         // First, and never waited for: whatever else is slow or fails must not cost the lease.
         decision.steps.insert(0, Step::RenewLease { epoch: leader.epoch, expect: cluster.revision });
-        return decision.waking(world.now + ttl / 8);
+        return decision.waking(world.now + world.settings.ttl / 8);
     }
     decision.waking(due)
 }
@@ -272,7 +271,7 @@ fn start(
     if let Some(error) = failed_in_this_term(world, db, Task::Start).filter(|_| !world.settings.pause) {
         return cannot(world, cluster, leader, &format!("it did not start: {error}"));
     }
-    if world.me.lease_until.is_none_or(|until| world.now + world.settings.ttl / 4 >= until) {
+    if world.me.lease_until.is_none() || !lease::in_hand(world) {
         return Decision::rest(role, Why::NoStore).waking(world.now + Duration::from_millis(200));
     }
     let sync = cluster.value.sync.names();

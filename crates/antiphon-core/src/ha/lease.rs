@@ -3,6 +3,8 @@
 //! Counted on this member's clock from before the renewal was sent, so it ends here before it ends for
 //! anybody else. Nothing here asks whether the store can be reached: no lease, no writes.
 
+use std::time::Duration;
+
 use super::decide::Decision;
 use super::detector;
 use super::elect::stop;
@@ -14,13 +16,32 @@ use crate::Instant;
 /// When the lease ends. An agent that has just started counts from its start: its predecessor may have
 /// renewed up to then.
 pub(super) fn end(world: &World) -> Instant {
-    world.me.lease_until.unwrap_or(world.me.started + world.settings.ttl)
+    let ttl = world.store.lease_ttl().unwrap_or(world.settings.ttl);
+    world.me.lease_until.unwrap_or(world.me.started + ttl)
+}
+
+/// When the lease is to be renewed: a quarter of it is used up, or it is to last longer or shorter.
+pub(super) fn renew_at(world: &World) -> Instant {
+    let Some(until) = world.me.lease_until else { return world.now };
+    match world.store.lease_ttl() {
+        Some(ttl) if ttl == world.settings.ttl => until - ttl * 3 / 4,
+        Some(_) | None => world.now,
+    }
+}
+
+/// How long before the lease ends writes are stopped, so that a fast stop can end in time.
+fn margin(world: &World) -> Duration {
+    (world.settings.ttl / 4).min(world.settings.failure_timeout)
+}
+
+/// Whether there is enough left of the lease itself to begin something under it.
+pub(super) fn in_hand(world: &World) -> bool {
+    world.now + margin(world) < end(world)
 }
 
 /// Whether there is enough left of the lease to go on; writes end before it does.
 pub(super) fn held(world: &World) -> bool {
-    let enough = world.now + world.settings.ttl / 4 < end(world);
-    enough || world.settings.pause || (world.settings.failsafe_mode && detector::everyone_answers(world))
+    in_hand(world) || world.settings.pause || (world.settings.failsafe_mode && detector::everyone_answers(world))
 }
 
 /// The stop of a server that writes, or may come to, without a lease; none if all is well.

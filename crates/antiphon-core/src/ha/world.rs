@@ -91,6 +91,11 @@ pub struct StoreView {
 }
 
 impl StoreView {
+    /// How long the lease lasts that was renewed last; none if there is none.
+    pub fn lease_ttl(&self) -> Option<Duration> {
+        self.lease.as_ref().map(|lease| Duration::from_millis(lease.value.ttl_ms))
+    }
+
     /// A member's record.
     pub fn member(&self, name: &NodeName) -> Option<&Member> {
         self.members.get(name).map(|stored| &stored.value)

@@ -105,7 +105,7 @@ impl Table {
 
     fn lease(&mut self, name: &NodeName, epoch: antiphon_core::Epoch) {
         self.revision += 1;
-        let lease = Lease { epoch, holder: name.clone(), count: self.revision };
+        let lease = Lease { epoch, holder: name.clone(), count: self.revision, ttl_ms: 5000 };
         self.store.lease = Some(Stored { value: lease, revision: self.revision });
         self.store.lease_since = self.now;
         let until = self.now + self.settings.ttl;

@@ -84,7 +84,7 @@ impl Hands {
             match step {
                 Step::ChangeCluster { .. } => {
                     let started = clock::now();
-                    let taken = self.change_cluster(step, records).await.map_err(ActError::Store)?;
+                    let taken = self.change_cluster(step, records, ttl).await.map_err(ActError::Store)?;
                     if taken {
                         done.lease_until = Some(started + ttl);
                     }
@@ -109,7 +109,12 @@ impl Hands {
         Ok(done)
     }
 
-    async fn change_cluster(&self, step: &Step, records: &records::Records) -> Result<bool, StoreError> {
+    async fn change_cluster(
+        &self,
+        step: &Step,
+        records: &records::Records,
+        ttl: Duration,
+    ) -> Result<bool, StoreError> {
         let Step::ChangeCluster { cluster, expect, take_lease, lease_unchanged, consume_request } = step
         else {
             unreachable!("called for ChangeCluster alone")
@@ -124,7 +129,7 @@ impl Hands {
             change.puts.push((CONFIG.to_owned(), self.first_config.clone()));
         }
         if *take_lease {
-            let lease = Lease { epoch: cluster.epoch, holder: self.name.clone(), count: 1 };
+            let lease = Lease { epoch: cluster.epoch, holder: self.name.clone(), count: 1, ttl_ms: milliseconds(ttl) };
             change.puts.push((LEASE.to_owned(), json(&lease)));
         }
         if let Some(revision) = lease_unchanged {
@@ -145,7 +150,8 @@ impl Hands {
         }
         self.renewing = true;
         let count = records.lease.as_ref().map_or(0, |lease| lease.value.count);
-        let lease = Lease { epoch, holder: self.name.clone(), count: count.wrapping_add(1) };
+        let lease =
+            Lease { epoch, holder: self.name.clone(), count: count.wrapping_add(1), ttl_ms: milliseconds(ttl) };
         let renewal = Transaction {
             expects: vec![(CLUSTER.to_owned(), Expect::At(expect))],
             puts: vec![(LEASE.to_owned(), json(&lease))],
@@ -215,6 +221,10 @@ impl Hands {
             Err(_) => Err(StoreError::Timeout(COMMIT_DEADLINE)),
         }
     }
+}
+
+fn milliseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn json<T: Serialize>(record: &T) -> String {

@@ -314,8 +314,9 @@ impl Agent {
             self.records.cluster.as_ref().and_then(|c| c.value.leader()).is_some_and(|leader| {
                 leader.name == self.own.described.name && leader.epoch == renewed.epoch
             });
-        if leads && let Some(until) = renewed.until {
-            self.own.lease_until = Some(self.own.lease_until.map_or(until, |known| known.max(until)));
+        if leads && renewed.until.is_some() {
+            // One renewal at a time: this is the newest, also when it is shorter than the one before.
+            self.own.lease_until = renewed.until;
         }
     }
 
