@@ -17,6 +17,9 @@ use super::clock::now;
 /// The least time between two writes.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// A disk with less space left than this is full: the server needs more for the next relation or segment.
+const FULL_BYTES: u64 = 128 * 1024;
+
 #[derive(Default)]
 struct State {
     /// When the write that is under way began.
@@ -39,7 +42,9 @@ impl Probe {
         let (ask, asked) = mpsc::sync_channel(1);
         let shared = Arc::clone(&state);
         std::thread::Builder::new().name("storage-probe".to_owned()).spawn(move || {
+            let mut full = false;
             while asked.recv().is_ok() {
+                full = tell_if_full(&folder, full);
                 let result = write(&folder.join("antiphon.probe"));
                 let mut state = shared.lock().unwrap_or_else(PoisonError::into_inner);
                 state.begun = None;
@@ -73,6 +78,24 @@ impl Probe {
     }
 }
 
+/// Says when the storage becomes full, and when it is not any more; whether it is.
+fn tell_if_full(folder: &Path, before: bool) -> bool {
+    // What cannot be asked fails the write, too, and is told there.
+    let Ok(space) = rustix::fs::statvfs(folder) else { return before };
+    let left = space.f_bavail.saturating_mul(space.f_frsize);
+    let full = left < FULL_BYTES;
+    if full && !before {
+        tracing::error!(
+            folder = %folder.display(), left,
+            "the server's disk is full: writes fail; free space there, or hand leadership to a member that has some \
+             with `antiphon switchover`"
+        );
+    } else if before && !full {
+        tracing::info!(folder = %folder.display(), left, "the server's disk has space again");
+    }
+    full
+}
+
 fn write(path: &Path) -> io::Result<()> {
     let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(path)?;
     file.write_all(&[b'.'; 512])?;
@@ -92,6 +115,12 @@ mod tests {
             std::thread::yield_now();
         }
         false
+    }
+
+    #[test]
+    fn a_disk_with_space_is_not_told_full() {
+        assert!(!tell_if_full(&std::env::temp_dir(), true));
+        assert!(tell_if_full(Path::new("/nonexistent/folder"), true), "what cannot be asked changes nothing");
     }
 
     #[test]
