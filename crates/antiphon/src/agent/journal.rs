@@ -42,7 +42,11 @@ impl Journal {
         if told.is_some_and(|(last, at)| last == error && now.since(*at) < COMPLAINT_PAUSE) {
             return;
         }
-        tracing::info!(why = %decision.why, error, "a step was not carried out; it is decided anew");
+        if told.is_some_and(|(last, _)| last == error) {
+            tracing::warn!(why = %decision.why, error, "a step still cannot be carried out; put right what it says");
+        } else {
+            tracing::info!(why = %decision.why, error, "a step was not carried out; it is decided anew");
+        }
         self.complaint = Some((error.to_owned(), now));
     }
 
