@@ -14,7 +14,7 @@ use antiphon_core::ha::decide::decide;
 use antiphon_core::ha::role::Role;
 use antiphon_core::ha::step::Step;
 use antiphon_core::ha::why::Why;
-use antiphon_core::ha::world::{Beat, Local, Server, StopMode, Task};
+use antiphon_core::ha::world::{Beat, StopMode, Task};
 
 use crate::clock::{MS, SEC, Time, US};
 use crate::net::{NodeId, Path};

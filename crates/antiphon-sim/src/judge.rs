@@ -42,6 +42,8 @@ pub struct Judge {
     pub reigns: Vec<Reign>,
     /// When each node last said that it suspects a term's leader.
     suspected: BTreeMap<(NodeId, Epoch), Time>,
+    /// When the lease was last written.
+    renewed: Time,
     /// Acknowledged commits.
     pub acknowledged: u64,
     /// Acknowledged commits whose loss was accepted.
@@ -72,7 +74,12 @@ impl Sim {
 
     /// The store took a transaction.
     pub(crate) fn judge_commit(&mut self, by: NodeId, before: &Snapshot, transaction: &Transaction) {
-        let Transaction::Cluster { cluster, .. } = transaction else { return };
+        if before.lease.as_ref().map(|lease| lease.revision)
+            != self.store.current.lease.as_ref().map(|l| l.revision)
+        {
+            self.judge.renewed = self.now;
+        }
+        let Transaction::Cluster { cluster, lease_unchanged, .. } = transaction else { return };
         let old = before.cluster.as_ref().map(|stored| &stored.value);
         self.note(|sim| {
             format!(
@@ -102,7 +109,9 @@ impl Sim {
                     self.judge_win(node, old, leader.epoch);
                 }
             }
-            Phase::Electing { cause, .. } => self.judge_opening(before, cause, old),
+            Phase::Electing { cause, .. } => {
+                self.judge_opening(before, cause, lease_unchanged.is_some(), old)
+            }
             Phase::Bootstrapping { .. } => {}
         }
         for node in 0..self.nodes.len() {
@@ -152,10 +161,15 @@ impl Sim {
         }
     }
 
-    /// An election was opened: by a majority's suspicion, the leader itself, or an operator.
-    fn judge_opening(&mut self, before: &Snapshot, cause: &Cause, old: Option<&Cluster>) {
+    /// An election was opened: by a majority's suspicion, by anyone after the lease has run out, by the leader
+    /// itself, or by an operator.
+    fn judge_opening(&mut self, before: &Snapshot, cause: &Cause, by_lease: bool, old: Option<&Cluster>) {
         let Some(leader) = old.and_then(Cluster::leader) else { return };
         if !matches!(cause, Cause::Silent | Cause::ProcessesGone) {
+            return;
+        }
+        let ttl = u64::try_from(self.store.current.settings.ttl.as_nanos()).unwrap_or(u64::MAX);
+        if by_lease && self.now - self.judge.renewed >= ttl {
             return;
         }
         let recent = |at: &Time| self.now - at < 3 * SEC + 1500 * MS;
@@ -224,7 +238,7 @@ impl Sim {
                     "I2: {name} acknowledges commit {commit} in epoch {term}, and {other} leads without it since epoch {}",
                     reign.epoch
                 ));
-            } else if !self.within_guard(node) {
+            } else if !self.within_guard(node, reign.epoch) {
                 let (name, other) = (self.name(node), self.name(reign.node));
                 self.violation(format!(
                     "I4: {name} acknowledges in epoch {term} although {other} leads in epoch {}",
@@ -246,9 +260,11 @@ impl Sim {
 
     /// What asynchronous mode allows: backends that outlive a main process proven dead, and the moment after a
     /// frozen host thaws, until the guard has acted.
-    fn within_guard(&self, node: NodeId) -> bool {
+    fn within_guard(&self, node: NodeId, later: Epoch) -> bool {
         let here = &self.nodes[node];
-        let orphans = matches!(here.server.run, Run::Orphans { .. });
+        let record = self.store.current.members.get(&here.name).and_then(|stored| stored.value.release);
+        let released = record.is_some_and(|release| release.epoch == later);
+        let orphans = matches!(here.server.run, Run::Orphans { .. }) && !released;
         let guarded = here.guard.is_some_and(|until| here.clock.local(self.now) <= until);
         let killing = here.server.stopping.is_some();
         let thawing = self.now - here.thawed < 200 * MS && here.thawed > 0;

@@ -108,21 +108,29 @@ pub struct Fault {
 pub(crate) fn faults(rng: &mut Rng, begin: Time, window: Time) -> Vec<Fault> {
     let count = rng.range(1, 3 + window / (3 * SEC));
     let total: u64 = KINDS.iter().map(|(_, weight)| weight).sum();
-    let mut faults: Vec<Fault> = (0..count)
-        .map(|_| {
-            let mut draw = rng.below(total);
-            let drawn = KINDS.iter().find(|(_, weight)| {
-                let hit = draw < *weight;
-                draw = draw.saturating_sub(*weight);
-                hit
-            });
-            let kind = drawn.map_or(Kind::KillBoth, |(kind, _)| *kind);
-            let lasts =
-                if rng.chance(250) { rng.range(5 * SEC, 30 * SEC) } else { rng.range(50 * MS, 6 * SEC) };
-            let at = begin + rng.below(window);
-            Fault { at, lasts, kind, leader: rng.chance(500), aim: rng.next() }
-        })
-        .collect();
+    let mut faults: Vec<Fault> = Vec::new();
+    for _ in 0..count {
+        let mut draw = rng.below(total);
+        let drawn = KINDS.iter().find(|(_, weight)| {
+            let hit = draw < *weight;
+            draw = draw.saturating_sub(*weight);
+            hit
+        });
+        let kind = drawn.map_or(Kind::KillBoth, |(kind, _)| *kind);
+        let lasts = if rng.chance(250) { rng.range(5 * SEC, 30 * SEC) } else { rng.range(50 * MS, 6 * SEC) };
+        let alone =
+            Fault { at: begin + rng.below(window), lasts, kind, leader: rng.chance(500), aim: rng.next() };
+        // One fault in four strikes where the one before it has just ended, or is about to.
+        let fault = match faults.last() {
+            Some(before) if rng.chance(250) => {
+                let at = before.at + before.lasts.saturating_sub(SEC) + rng.below(2500 * MS);
+                let at = at.min(begin + window);
+                Fault { at, leader: before.leader, aim: before.aim, ..alone }
+            }
+            _ => alone,
+        };
+        faults.push(fault);
+    }
     faults.sort_by_key(|fault| fault.at);
     faults
 }
