@@ -11,7 +11,7 @@ FAULTS ?= 200
 help: ## list these targets
 	@echo 'Antiphon: make TARGET'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
-	@echo 'Further arguments go in ARGS, for example: make sim ARGS="--seeds 10000"'
+	@echo 'Further arguments go in ARGS, for example: make sim ARGS="--seeds 0..10000"'
 
 demo: ## three PostgreSQL servers on this machine, replicated, with a failover to watch
 	@$(SERVERS) toolchain ensure >/dev/null

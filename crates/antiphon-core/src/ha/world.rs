@@ -181,6 +181,13 @@ pub struct ServerBrief {
     pub pending_restart: bool,
 }
 
+impl ServerBrief {
+    /// Whether that member has a data directory, also one whose server cannot be asked.
+    pub fn holds_data(&self) -> bool {
+        self.position.is_some() || !matches!(self.role.as_str(), "uninitialized" | "witness")
+    }
+}
+
 /// `synchronous_standby_names` as the server runs with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -164,12 +164,9 @@ pub const KEYS: &[Key] = &[
         name: "slots",
         aliases: &["permanent_slots", "permanent_replication_slots"],
         kind: Kind::Slots { at: |s| &mut s.slots },
-        about: "Permanent replication slots: name to type (physical or logical), database and plugin. Physical ones are \
-                on every data member. Logical ones need the parameter wal_level: logical and survive a failover from \
-                PostgreSQL 17 on: followers of the leader copy them, which needs lines of pg_hba that let the \
-                replication user into the database postgres (the default ones do). Before 17 a new leader makes them \
-                anew, without what the consumer had not read, and logs a warning. With synchronous_mode off a consumer \
-                may have read what a new leader does not have.",
+        about: "Permanent replication slots: name to type (physical or logical), database and plugin. Logical ones need \
+                the parameter wal_level: logical; from PostgreSQL 17 on they survive a failover, before that a new \
+                leader makes them anew (docs/limits.md).",
     },
     key(
         "ignore_slots",

@@ -141,10 +141,33 @@ fn divergence(line: &str) -> Option<Lsn> {
 /// Copies the WAL from the divergence on: a link would share the bytes that pg_rewind overwrites.
 fn keep_diverged(paths: &Paths, from: Lsn) -> io::Result<()> {
     let segments = segments_from(&paths.wal(), from)?;
-    let folder = paths.state.join(format!("diverged-{}", stamp()));
-    fs::create_dir_all(&folder)?;
+    // By the place and not by the time: a rewind that is tried again keeps the same WAL once.
+    let timeline = segments.first().and_then(|(path, _)| path.file_name()?.to_str()?.get(..8));
+    let folder = paths.state.join(format!("diverged-{}-{:X}", timeline.unwrap_or("0"), from.0));
+    match copy_segments(&segments, &folder, from) {
+        Ok(kept) => {
+            let folder = folder.display();
+            tracing::warn!(%from, bytes = kept, %folder, "kept the WAL that only this server had");
+            Ok(())
+        }
+        Err(error) => {
+            // What was begun fills the disk that promises are written to; the segments are all still there.
+            match fs::remove_dir_all(&folder) {
+                Err(left) if left.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(folder = %folder.display(), error = %left, "could not remove an unfinished copy");
+                }
+                Ok(()) | Err(_) => {}
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Copies as many segments as are kept; how many bytes they have.
+fn copy_segments(segments: &[(PathBuf, u64)], folder: &Path, from: Lsn) -> io::Result<u64> {
+    fs::create_dir_all(folder)?;
     let mut kept = 0;
-    for (path, length) in &segments {
+    for (path, length) in segments {
         if kept + length > DIVERGED_BYTES_MAX {
             tracing::warn!(%from, kept, "more WAL diverged than is kept: the rest is lost with the rewind");
             break;
@@ -153,9 +176,8 @@ fn keep_diverged(paths: &Paths, from: Lsn) -> io::Result<()> {
         fs::copy(path, folder.join(name))?;
         kept += length;
     }
-    files::sync_folder(&folder)?;
-    tracing::warn!(%from, bytes = kept, folder = %folder.display(), "kept the WAL that only this server had");
-    Ok(())
+    files::sync_folder(folder)?;
+    Ok(kept)
 }
 
 /// The segments of the highest timeline that hold WAL from `from` on, in order, with their lengths.
@@ -212,6 +234,29 @@ fn restore_configuration(paths: &Paths, saved: &Saved) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn diverged_wal_is_kept_once_and_an_unfinished_copy_is_removed() {
+        let root = std::env::temp_dir().join(format!("antiphon-diverged-{}", std::process::id()));
+        let (data, state) = (root.join("data"), root.join("state"));
+        let paths = Paths { data, state: state.clone() };
+        fs::create_dir_all(paths.wal()).expect("a folder");
+        fs::create_dir_all(&state).expect("a folder");
+        let segment = paths.wal().join("000000020000000000000003");
+        fs::write(&segment, b"wal").expect("a segment");
+        let kept = || fs::read_dir(&state).expect("a folder").flatten().count();
+        for _ in 0..2 {
+            keep_diverged(&paths, Lsn(3)).expect("kept");
+            assert_eq!(kept(), 1, "a second try makes no second copy");
+        }
+        let copy = state.join("diverged-00000002-3");
+        assert_eq!(fs::read(copy.join("000000020000000000000003")).expect("a copy"), b"wal");
+        // A segment that cannot be read to its end, as a full disk would leave it half-written.
+        fs::create_dir(paths.wal().join("000000020000000000000004")).expect("a folder");
+        keep_diverged(&paths, Lsn(3)).expect_err("a folder cannot be copied as a file");
+        assert_eq!(kept(), 0);
+        fs::remove_dir_all(root).expect("removed");
+    }
 
     #[test]
     fn the_place_of_divergence_is_read_from_what_pg_rewind_says() {

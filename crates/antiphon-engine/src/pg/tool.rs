@@ -34,12 +34,15 @@ impl Drop for Group {
 pub(super) fn command(program: &Path, folder: &Path, passwords: &Path) -> Command {
     let mut command = Command::new(program);
     command.current_dir(folder).env("LC_ALL", "C").env("PGPASSFILE", passwords);
-    for name in ["PGPASSWORD", "PGOPTIONS", "PGSERVICE", "PGHOST", "PGPORT", "PGUSER", "PGDATA", "PGDATABASE"]
-    {
+    for name in LIBPQ_VARIABLES {
         command.env_remove(name);
     }
     command
 }
+
+/// What of the agent's environment would overrule the connection strings of the server and its tools.
+pub(super) const LIBPQ_VARIABLES: [&str; 8] =
+    ["PGPASSWORD", "PGOPTIONS", "PGSERVICE", "PGHOST", "PGPORT", "PGUSER", "PGDATA", "PGDATABASE"];
 
 /// Runs a tool to its end; returns what it said (its last lines, both streams). `on_line` sees each line.
 pub(super) async fn run(

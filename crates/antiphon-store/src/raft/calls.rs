@@ -83,6 +83,11 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
+    /// Nobody waits for anything.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.commits.is_empty() && self.reads.is_empty() && self.changes.is_empty()
+    }
+
     /// Answers the commit with this number, if it is one of ours that still waits.
     pub(crate) fn resolve(&mut self, request: u64, applied: Applied) {
         if let Some(commit) = self.commits.remove(&request) {

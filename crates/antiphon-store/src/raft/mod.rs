@@ -12,24 +12,27 @@ mod log;
 mod machine;
 mod members;
 mod node;
+mod pace;
 mod packet;
 mod storage;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use antiphon_peer::{Envelope, Peers};
+use antiphon_peer::{Envelope, Link, Peers};
 use async_trait::async_trait;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::error;
 
 use self::calls::{Reply, Wish};
 use self::node::{Node, Windows};
+use self::pace::Pace;
 use crate::{Snapshot, Store, StoreError, Transaction, space};
 
 pub use self::disk::DiskError;
@@ -287,6 +290,18 @@ impl Store for RaftStore {
     }
 }
 
+/// What the member's thread is woken by.
+enum Event {
+    /// The rest is over.
+    Time,
+    /// Someone asks.
+    Call(Call),
+    /// A peer speaks.
+    Message(Envelope),
+    /// A link came up or went down.
+    Links(Arc<BTreeMap<String, Link>>),
+}
+
 /// Feeds the member until all handles are gone. Nothing else runs on this thread, so that a flush holds up
 /// nobody but this member.
 async fn run(
@@ -296,28 +311,36 @@ async fn run(
     mut called: mpsc::Receiver<Call>,
     timings: RaftTimings,
 ) -> Result<(), RaftError> {
-    let mut clock = interval(timings.tick);
-    // After a pause of this process, time that nobody could use must not count against the leader.
-    clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut pace = Pace::new(timings.tick, Instant::now());
     let mut links = peers.links();
     node.see_links(&links.borrow_and_update().clone());
     loop {
-        tokio::select! {
+        pace.rest(node.rest());
+        let event = tokio::select! {
             biased;
-            _ = clock.tick() => node.tick()?,
+            () = sleep_until(pace.over()) => Event::Time,
             call = called.recv() => match call {
-                Some(call) => node.call(call),
+                Some(call) => Event::Call(call),
                 None => return Ok(()),
             },
             envelope = inbox.recv() => match envelope {
-                Some(envelope) => node.receive(&envelope)?,
+                Some(envelope) => Event::Message(envelope),
                 None => return Err(RaftError::LinksClosed),
             },
             changed = links.changed() => {
                 changed.map_err(|_| RaftError::LinksClosed)?;
-                let now = Arc::clone(&links.borrow_and_update());
-                node.see_links(&now);
+                Event::Links(Arc::clone(&links.borrow_and_update()))
             }
+        };
+        // Time first: it passed before the event came, and what is due now is counted from now.
+        for _ in 0..pace.passed(Instant::now()) {
+            node.tick()?;
+        }
+        match event {
+            Event::Time => {}
+            Event::Call(call) => node.call(call),
+            Event::Message(envelope) => node.receive(&envelope)?,
+            Event::Links(links) => node.see_links(&links),
         }
         for _ in 0..BATCH_MAX {
             let Ok(envelope) = inbox.try_recv() else { break };

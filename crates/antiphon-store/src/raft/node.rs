@@ -122,6 +122,23 @@ impl Node {
         if self.now.is_multiple_of(CARE_TICKS) { self.care() } else { Ok(()) }
     }
 
+    /// How many ticks may pass before one of them does something, if nothing comes in. While something waits, or
+    /// nobody leads, that is one. It is never more than half of the shortest election timeout, so that a pause
+    /// which falls into a rest leaves the leader time to be heard.
+    pub(crate) fn rest(&self) -> u64 {
+        let raft = &self.raw.raft;
+        let waits = !self.calls.is_empty() || !self.snapshots_sent.is_empty() || self.proof.is_some();
+        if waits || raft.leader_id == ::raft::INVALID_ID {
+            return 1;
+        }
+        let due = if self.is_leader() {
+            raft.heartbeat_timeout().saturating_sub(raft.heartbeat_elapsed())
+        } else {
+            raft.randomized_election_timeout().saturating_sub(raft.election_elapsed)
+        };
+        due.min(self.timings.election_ticks / 2).max(1) as u64
+    }
+
     /// Looks after the membership: finds or founds the cluster, and brings about what is wished for.
     fn care(&mut self) -> Result<(), RaftError> {
         if let Some(Found { cluster, snapshot }) = self.care_for_members() {
@@ -264,7 +281,7 @@ impl Node {
             Some(proof) if proof.leadership != leadership => self.proof = None,
             Some(proof) if proof.campaign_at <= self.now => {
                 self.proof = None;
-                info!(term = leadership.1, "the store's leader is dead; campaigning");
+                debug!(term = leadership.1, "the store's leader is dead; campaigning");
                 self.campaign();
             }
             Some(_) | None => {}

@@ -83,7 +83,8 @@ fn role(db: &Database, decision: &Decision) -> &'static str {
     match (&db.server, &decision.role) {
         (Server::Primary(_), Role::Leader { .. } | Role::Bootstrapping) => "primary",
         (Server::Primary(_), _) => "demoted",
-        (Server::Absent | Server::Refused { .. }, _) => "uninitialized",
+        (Server::Absent, _) => "uninitialized",
+        // Also a directory that is refused: it has data, and nobody may begin a cluster beside it.
         _ => "replica",
     }
 }

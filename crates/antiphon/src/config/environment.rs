@@ -84,13 +84,15 @@ const VARIABLES: &[(&str, &[&str])] = &[
     ("REWIND_PASSWORD", &["postgresql", "authentication", "rewind", "password"]),
 ];
 
+/// Variables that the command line and the log read.
+const ELSEWHERE: [&str; 3] = ["ANTIPHON_CONFIG_FILE", "ANTIPHON_URL", "ANTIPHON_LOG"];
+
 /// Lays the variables over the file's tree.
 pub(super) fn overlay(root: &mut Node, env: &BTreeMap<String, String>, findings: &Findings) {
     for prefix in PREFIXES {
         for (variable, value) in env {
-            let Some(name) = variable.strip_prefix(prefix).filter(|_| variable != WHOLE_FILE) else {
-                continue;
-            };
+            let ours = variable != WHOLE_FILE && !ELSEWHERE.contains(&variable.as_str());
+            let Some(name) = variable.strip_prefix(prefix).filter(|_| ours) else { continue };
             // As in Patroni, an empty variable is one that is not set: containers cannot always unset them.
             if value.is_empty() {
                 continue;
