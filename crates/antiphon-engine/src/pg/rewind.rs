@@ -14,7 +14,6 @@ use antiphon_core::Lsn;
 use tokio::time::{Instant as Deadline, sleep_until};
 
 use super::binaries::Binaries;
-use super::clone::stamp;
 use super::control::Directory;
 use super::files::{self, Paths};
 use super::settings::PgSettings;
@@ -144,17 +143,23 @@ fn keep_diverged(paths: &Paths, from: Lsn) -> io::Result<()> {
     // By the place and not by the time: a rewind that is tried again keeps the same WAL once.
     let timeline = segments.first().and_then(|(path, _)| path.file_name()?.to_str()?.get(..8));
     let folder = paths.state.join(format!("diverged-{}-{:X}", timeline.unwrap_or("0"), from.0));
-    match copy_segments(&segments, &folder, from) {
+    let begun = folder.with_extension("new");
+    match copy_segments(&segments, &begun, from) {
         Ok(kept) => {
+            if folder.exists() {
+                fs::remove_dir_all(&folder)?;
+            }
+            fs::rename(&begun, &folder)?;
+            files::sync_folder(&paths.state)?;
             let folder = folder.display();
             tracing::warn!(%from, bytes = kept, %folder, "kept the WAL that only this server had");
             Ok(())
         }
         Err(error) => {
-            // What was begun fills the disk that promises are written to; the segments are all still there.
-            match fs::remove_dir_all(&folder) {
+            // It fills the disk that promises are written to; the segments are all still there.
+            match fs::remove_dir_all(&begun) {
                 Err(left) if left.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(folder = %folder.display(), error = %left, "could not remove an unfinished copy");
+                    tracing::warn!(folder = %begun.display(), error = %left, "could not remove an unfinished copy");
                 }
                 Ok(()) | Err(_) => {}
             }
@@ -254,7 +259,7 @@ mod tests {
         // A segment that cannot be read to its end, as a full disk would leave it half-written.
         fs::create_dir(paths.wal().join("000000020000000000000004")).expect("a folder");
         keep_diverged(&paths, Lsn(3)).expect_err("a folder cannot be copied as a file");
-        assert_eq!(kept(), 0);
+        assert_eq!(kept(), 1, "the finished copy stays, the unfinished one does not");
         fs::remove_dir_all(root).expect("removed");
     }
 
