@@ -10,6 +10,7 @@ use std::time::Duration;
 use antiphon_core::ha::cluster::Phase;
 use antiphon_core::ha::decide::{Decision, decide};
 use antiphon_core::ha::role::Role;
+use antiphon_core::ha::why::Why;
 use antiphon_core::ha::slots;
 use antiphon_core::ha::step::Step;
 use antiphon_core::ha::world::{Beat, Local, Server, World};
@@ -66,6 +67,8 @@ enum Event {
     Look,
     /// The store pushed a snapshot.
     Store,
+    /// The snapshot is at least as new as what was committed when the agent started.
+    CaughtUp,
     /// The store's part here ended and will push no more.
     StoreGone,
     /// A renewal ended.
@@ -88,7 +91,9 @@ impl Agent {
         let mut beats = self.beats.changes();
         self.read_store(&store.borrow_and_update().clone())?;
         let mut pause = Duration::ZERO;
-        let (mut gone, mut named) = (false, false);
+        let mut gone = false;
+        let mut known = Known::default();
+        let mut caught_up = caught_up(self.store.clone());
         loop {
             let event = tokio::select! {
                 biased;
@@ -98,6 +103,7 @@ impl Agent {
                     Err(_) => Event::StoreGone,
                 },
                 Some(renewed) = self.renewals.recv() => Event::Renewed(renewed),
+                Ok(()) = &mut caught_up, if !known.store => Event::CaughtUp,
                 Ok(()) = changed(engine.as_mut()) => Event::Look,
                 Ok(()) = beats.changed() => Event::Look,
                 Some(command) = self.commands.recv() => Event::Command(command),
@@ -108,6 +114,11 @@ impl Agent {
                 Event::Store => {
                     let snapshot = store.borrow_and_update().clone();
                     self.read_store(&snapshot)?;
+                }
+                Event::CaughtUp => {
+                    let snapshot = store.borrow_and_update().clone();
+                    self.read_store(&snapshot)?;
+                    known.store = true;
                 }
                 Event::StoreGone => {
                     gone = true;
@@ -120,7 +131,7 @@ impl Agent {
                 Event::Command(command) => self.command(command).await,
                 Event::Look => {}
             }
-            pause = self.turn(&mut named).await?;
+            pause = self.turn(&mut known).await?;
             // A primary is kept until its lease ends, and stopped then.
             anyhow::ensure!(!gone || self.may_write(), "the store's part here has ended");
         }
@@ -141,14 +152,14 @@ impl Agent {
     }
 
     /// One turn: observe, decide, act, show. Returns how long to wait for the next event at most.
-    /// Nothing is done under this member's name before it is known to be `named` so alone.
-    async fn turn(&mut self, named: &mut bool) -> anyhow::Result<Duration> {
+    /// Nothing is done before it is `known` where the cluster stands and that the member's name is its own.
+    async fn turn(&mut self, known: &mut Known) -> anyhow::Result<Duration> {
         let world = self.observe().await;
-        let mut decision = decide(&world);
-        *named = *named || self.is_named(&world)?;
-        if !*named {
-            decision.steps.clear();
-        }
+        // A store that cannot be reached says nothing: a primary must still be stopped before its lease ends.
+        known.store = known.store || world.now.since(self.own.started) >= world.settings.ttl / 2;
+        known.name = known.name || (known.store && self.is_named(&world)?);
+        let ready = known.name && known.store;
+        let decision = if ready { decide(&world) } else { hold(&world) };
         self.tell(&world, &decision);
         self.journal.note(&world, &decision);
         let server = match &world.local {
@@ -161,7 +172,9 @@ impl Agent {
             Ok(done) => self.own.lease_until = done.lease_until.or(self.own.lease_until),
             Err(error) => self.journal.complain(&decision, &sentence(&error), world.now),
         }
-        self.guard.follow(&world, self.own.lease_until);
+        if ready {
+            self.guard.follow(&world, self.own.lease_until);
+        }
         self.after(&world, &decision).await;
         self.show(&world, &decision);
         Ok(pause(&world, &decision))
@@ -352,6 +365,46 @@ impl Agent {
                 let _ = done.send(answer);
             }
         }
+    }
+}
+
+/// What an agent must know before it does anything.
+#[derive(Debug, Default)]
+struct Known {
+    /// The store as it was when the agent started, or newer. An embedded store that was started again shows its
+    /// past first, in which the primary here may be one that was deposed.
+    store: bool,
+    /// The member's name is its own.
+    name: bool,
+}
+
+/// Ends when the store here has everything that was committed before this call.
+fn caught_up(store: Arc<dyn Store>) -> oneshot::Receiver<()> {
+    let (done, ended) = oneshot::channel();
+    tokio::spawn(async move {
+        while !done.is_closed() {
+            match store.read().await {
+                Ok(_) => {
+                    // The agent is gone if nobody listens; so is the need to tell it.
+                    let _ = done.send(());
+                    return;
+                }
+                Err(error) => tracing::debug!(%error, "the store has not caught up yet"),
+            }
+            tokio::time::sleep(BRISK).await;
+        }
+    });
+    ended
+}
+
+/// The decision to wait until more is known.
+fn hold(world: &World) -> Decision {
+    Decision {
+        role: Role::Waiting,
+        steps: Vec::new(),
+        why: Why::NoStore,
+        wake_at: Some(world.now + BRISK),
+        suspects: None,
     }
 }
 

@@ -3,6 +3,7 @@
 //! `ANTIPHON_FAULTS` says how many faults each test does (`make faults` does 200); the seed that chose them is
 //! printed and can be given back in `ANTIPHON_SEED`.
 
+mod agents;
 mod slots;
 
 use std::path::{Path, PathBuf};
