@@ -21,7 +21,7 @@ demo: ## three PostgreSQL servers on this machine, replicated, with a failover t
 
 test: ## every test, against real PostgreSQL and etcd servers
 	@$(SERVERS) toolchain ensure etcd >/dev/null
-	cargo test --workspace $(ARGS)
+	cargo test --workspace --no-fail-fast $(ARGS)
 
 check: ## formatting, lints and the rules of the house; quick, starts no server
 	cargo fmt --all --check

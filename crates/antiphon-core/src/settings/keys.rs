@@ -109,7 +109,7 @@ pub const KEYS: &[Key] = &[
         name: "primary_start_timeout",
         aliases: &["master_start_timeout"],
         kind: Kind::Span { min: Duration::ZERO, max: YEAR, at: |s| &mut s.primary_start_timeout },
-        about: "How long a crashed leader may take to restart in place before it hands over; 0: it hands over at once.",
+        about: "How long a start or a promotion may take before another member takes over. After a crash a follower takes over at once where one can; 0: the old leader waits longer for that before it restarts itself.",
     },
     Key {
         name: "primary_stop_timeout",
