@@ -255,6 +255,7 @@ pub enum StopMode {
 }
 
 /// The database server on this member and its data directory.
+#[expect(clippy::large_enum_variant, reason = "there is one of it, and nearly every member has a server")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Local {
     /// This member has no server by intent.

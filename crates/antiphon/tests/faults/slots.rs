@@ -183,6 +183,31 @@ async fn a_logical_slot_loses_no_change_with_its_leader_on_17() {
     logical_slot_survives("17").await;
 }
 
+#[tokio::test]
+async fn copying_from_a_leader_that_hangs_does_not_delay_the_next_one() {
+    let scratch = Scratch::new("slots-hang");
+    let plan = Plan { bin_dir: Some(postgresql("18")), ..plan(&scratch, 3, false, settings()) };
+    let cluster = Cluster::start(&plan).unwrap();
+    cluster.wait_whole(UP_WITHIN).await.unwrap();
+    let first = cluster.leader().await.unwrap();
+    until(&cluster, &[first], MADE).await;
+    let copying = "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'slotsync worker'";
+    until(&cluster, &others(first), copying).await;
+    let mut leader = first;
+    for _ in 0..3 {
+        let frozen = Instant::now();
+        cluster.pause_node(leader, true);
+        let next = until_led_by_another(&cluster, leader).await;
+        let took = frozen.elapsed();
+        cluster.pause_node(leader, false);
+        eprintln!("a frozen leader was replaced after {:.2} s", took.as_secs_f64());
+        assert!(took < Duration::from_secs(10), "replaced after {took:?}");
+        leader = next;
+        // The one that was frozen is back, too.
+        until(&cluster, &others(leader), copying).await;
+    }
+}
+
 /// The server that the agent finds by itself may be of any version; this holds before 17.
 #[tokio::test]
 async fn a_logical_slot_is_made_anew_before_17_and_the_loss_is_said() {
