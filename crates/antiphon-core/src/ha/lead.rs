@@ -197,11 +197,26 @@ fn with_sync(
             }
             None => {
                 decision.why = Why::ChangingSyncSet;
+                // Names that the promise does not speak for are set right at once, also without the store.
+                decision.steps.extend(sync::covers(&cluster.value.sync, &primary.sync).then(|| settle(cluster)));
                 decision.steps.push(Step::SetSync { sync: names, prove });
             }
         },
     }
     decision.waking(look_again)
+}
+
+/// Writes the record as it is. A change of it that was sent earlier and whose answer never came may still be on
+/// its way to the store: it names the revision that this write ends, so it cannot come into force after the
+/// names were chosen by this record.
+fn settle(cluster: &Stored<Cluster>) -> Step {
+    Step::ChangeCluster {
+        cluster: Box::new(cluster.value.clone()),
+        expect: cluster.revision,
+        take_lease: false,
+        lease_unchanged: None,
+        consume_request: None,
+    }
 }
 
 /// Elected; the server is still in recovery.
@@ -275,12 +290,12 @@ fn start(
         return Decision::rest(role, Why::NoStore).waking(world.now + Duration::from_millis(200));
     }
     let sync = cluster.value.sync.names();
-    let step = if stopped.primary {
-        Step::StartPrimary { epoch, sync }
+    let steps = if stopped.primary {
+        vec![settle(cluster), Step::StartPrimary { epoch, sync }]
     } else {
-        Step::StartStandby { upstream: None }
+        vec![Step::StartStandby { upstream: None }]
     };
-    Decision::step(role, Why::StartingPrimary, step)
+    Decision { steps, ..Decision::rest(role, Why::StartingPrimary) }
 }
 
 /// In a pause a server that somebody else ended, or that cannot be started, is left to the operator; one that
