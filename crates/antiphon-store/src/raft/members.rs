@@ -250,17 +250,22 @@ impl Node {
         Fulfilled::NotYet
     }
 
-    /// A leader that is to go first hands over to a voter that is linked.
+    /// A leader that is to go first hands over: to whom it is linked, or to the voter that asks. That one asks for
+    /// itself alone, because a message in the name of a third member is not taken.
     fn move_leadership_from(&mut self, leader: u64) {
         let links = self.peers.links();
         let links = links.borrow();
         let store = self.raw.store();
         let linked = |id: &u64| {
             let address = store.machine.members.get(id);
-            *id == self.id
-                || address.is_some_and(|address| matches!(links.get(address), Some(Link::Up { .. })))
+            address.is_some_and(|address| matches!(links.get(address), Some(Link::Up { .. })))
         };
-        let heir = store.conf().voters.iter().find(|id| **id != leader && linked(id)).copied();
+        let mut voters = store.conf().voters.iter();
+        let heir = if leader == self.id {
+            voters.find(|id| **id != leader && linked(id)).copied()
+        } else {
+            voters.find(|id| **id == self.id).copied()
+        };
         if let Some(heir) = heir {
             self.raw.transfer_leader(heir);
         }

@@ -335,6 +335,7 @@ impl Node {
     /// Does all that Raft has ready, in the order that safety asks for.
     fn settle(&mut self) -> Result<(), RaftError> {
         while self.raw.has_ready() {
+            let conf = self.raw.store().conf().clone();
             let mut ready = self.raw.ready();
             self.send(ready.take_messages());
             if !ready.snapshot().is_empty() {
@@ -359,6 +360,10 @@ impl Node {
             self.send(light.take_messages());
             self.apply(light.take_committed_entries())?;
             self.raw.advance_apply();
+            if *self.raw.store().conf() != conf {
+                // A member that forgot who votes would, when all start again, ask the wrong ones for a majority.
+                self.raw.mut_store().keep_commit()?;
+            }
         }
         Ok(())
     }

@@ -132,12 +132,15 @@ impl Storage {
         Ok(())
     }
 
-    /// Makes `entries` and `hard` durable. Entries overwrite those that they contradict.
+    /// Makes `entries` and `hard` durable, and what is known to be committed with them. Entries overwrite those
+    /// that they contradict.
     pub(crate) fn append(&mut self, entries: &[Entry], hard: Option<&HardState>) -> Result<(), DiskError> {
         if let Some(hard) = hard {
             self.hard = hard.clone();
         }
-        self.log.append(&encode_batch(hard, self.cluster, entries.iter()))?;
+        // Costs no flush of its own, and a member that starts again without a leader knows the more of what it
+        // applied: above all who votes.
+        self.log.append(&encode_batch(Some(&self.hard), self.cluster, entries.iter()))?;
         for entry in entries {
             let keep = entry.index.saturating_sub(self.base.0 + 1);
             self.entries.truncate(usize::try_from(keep).unwrap_or(usize::MAX));
@@ -155,6 +158,11 @@ impl Storage {
     pub(crate) fn join_cluster(&mut self, cluster: u64) -> Result<(), DiskError> {
         self.cluster = cluster;
         self.log.append(&encode_batch(None, cluster, [].iter()))
+    }
+
+    /// Makes durable what is known to be committed.
+    pub(crate) fn keep_commit(&mut self) -> Result<(), DiskError> {
+        self.log.append(&encode_batch(Some(&self.hard), self.cluster, [].iter()))
     }
 
     /// Puts a snapshot in the place of everything.
