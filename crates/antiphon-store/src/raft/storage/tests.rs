@@ -56,6 +56,23 @@ fn indexes(storage: &Storage) -> Vec<(u64, u64)> {
 }
 
 #[test]
+fn what_was_committed_is_known_after_a_start() {
+    let dir = Dir::new("committed");
+    let mut storage = Storage::open(&dir.0).unwrap();
+    storage.join_cluster(3).unwrap();
+    storage.append(&[entry(1, 2), entry(2, 2)], Some(&hard(2, 9, 0))).unwrap();
+    storage.note_commit(2);
+    storage.append(&[entry(3, 2)], None).unwrap();
+    drop(storage);
+    let mut storage = Storage::open(&dir.0).unwrap();
+    assert_eq!(storage.hard, hard(2, 9, 2), "it was written with the next entry");
+    storage.note_commit(3);
+    storage.keep_commit().unwrap();
+    drop(storage);
+    assert_eq!(Storage::open(&dir.0).unwrap().hard, hard(2, 9, 3), "it was kept without one");
+}
+
+#[test]
 fn votes_and_entries_survive_and_later_entries_overwrite_earlier_ones() {
     let dir = Dir::new("survive");
     let mut storage = Storage::open(&dir.0).unwrap();
