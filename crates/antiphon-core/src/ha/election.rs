@@ -178,7 +178,10 @@ fn asynchronous_floor(
         return Err(Why::WaitingForFences { have: reports.len(), need: reports.len() + missing });
     }
     let best = reports.iter().filter(|r| r.may_lead && r.alive).map(|r| r.position).max().unwrap_or_default();
-    let lag_bytes = last_known_end(world, last).and_then(|end| best.lsn.bytes_to(end)).unwrap_or(0);
+    // One that may not lead can have heard more of the last leader's WAL than this member has.
+    let ends = reports.iter().filter(|r| r.position.timeline == last.timeline).map(|r| r.position.lsn);
+    let end = ends.chain(last_known_end(world, last)).max();
+    let lag_bytes = end.and_then(|end| best.lsn.bytes_to(end)).unwrap_or(0);
     if lag_bytes > world.settings.maximum_lag_on_failover {
         return Err(Why::TooFarBehind { lag_bytes });
     }
