@@ -192,13 +192,18 @@ impl Sim {
             // An agent that has just started leaves standing what the one before it said.
             None => here.guard,
         };
-        here.guard_paused = world.settings.pause;
+        here.guard_paused = world.settings.pause || here.guard_paused && deadline.is_none();
         if deadline != here.guard {
             here.guard = deadline;
-            if let Some(at) = deadline {
-                let at = here.clock.real(at);
-                self.schedule(at, Event::Guard { node });
-            }
+            self.set_guard(node);
+        }
+    }
+
+    /// Sets the guard's alarm.
+    pub(crate) fn set_guard(&mut self, node: NodeId) {
+        if let Some(deadline) = self.nodes[node].guard {
+            let at = self.nodes[node].clock.real(deadline);
+            self.schedule(at, Event::Guard { node });
         }
     }
 

@@ -45,10 +45,12 @@ pub enum Mutation {
     LeaseFromAnswer,
     /// That the leader acknowledged alone is forgotten.
     AloneIgnored,
+    /// Names are chosen by a record that a change on its way may still replace.
+    NamesUnsettled,
 }
 
 /// Every mutant.
-pub const MUTATIONS: [Mutation; 15] = [
+pub const MUTATIONS: [Mutation; 16] = [
     Mutation::ReportBeforeFence,
     Mutation::OneReportIsEnough,
     Mutation::PromiseBeforeNames,
@@ -64,6 +66,7 @@ pub const MUTATIONS: [Mutation; 15] = [
     Mutation::OneDeafMemberOpens,
     Mutation::LeaseFromAnswer,
     Mutation::AloneIgnored,
+    Mutation::NamesUnsettled,
 ];
 
 impl Sim {
@@ -156,7 +159,8 @@ impl Sim {
             | Mutation::SkipProve
             | Mutation::FenceNotDurable
             | Mutation::TimelineLastPlusOne
-            | Mutation::LeaseFromAnswer => {}
+            | Mutation::LeaseFromAnswer
+            | Mutation::NamesUnsettled => {}
         }
     }
 
@@ -200,6 +204,12 @@ impl Sim {
     pub(crate) fn tamper_steps(&mut self, node: NodeId, steps: &mut Vec<Step>) {
         match self.mutation {
             Some(Mutation::PromiseBeforeNames) => self.promise_first(node, steps),
+            Some(Mutation::NamesUnsettled) => {
+                let names = |step: &Step| matches!(step, Step::SetSync { .. } | Step::StartPrimary { .. });
+                if steps.iter().any(names) {
+                    steps.retain(|step| !matches!(step, Step::ChangeCluster { .. }));
+                }
+            }
             Some(Mutation::TimelineLastPlusOne) => {
                 let end = self.nodes[node].server.end();
                 let last = end.map_or(0, |end| self.wal.branches[end.branch].timeline);

@@ -187,6 +187,7 @@ impl Sim {
             Kind::ClockRate => {
                 let rate = self.rng.range(990_000, 1_010_001);
                 self.nodes[node].clock.set_rate(self.now, rate);
+                self.set_guard(node);
             }
             Kind::Switchover | Kind::Failover => self.ask_for_leader(&fault),
             Kind::ChangeMode | Kind::ChangeCount | Kind::Pause => self.change_settings(&fault),
@@ -279,6 +280,7 @@ impl Sim {
             let Some(waits) = self.nodes.iter().position(|there| there.waits) else { return };
             self.nodes[waits].waits = false;
             self.operate(|next, _| next.voters += 1);
+            self.judge.joined = Some(self.now);
             self.start_agent(waits);
             return;
         }

@@ -62,8 +62,8 @@ pub struct Agent {
     pub waits_for: Option<(u64, Instant)>,
     /// The renewal on its way, and when it was sent.
     pub renewing: Option<(u64, Instant)>,
-    /// Work that begins when the server has stopped.
-    pub after_stop: Option<Step>,
+    /// Work that begins when the server has stopped, if the term that it was decided in goes on.
+    pub after_stop: Option<(Option<(Epoch, u8)>, Step)>,
     /// The engine's task.
     pub task: Option<Running>,
     /// The newest failure.

@@ -27,7 +27,7 @@ impl Sim {
         {
             self.begin(node, Step::Stop { mode: StopMode::Fast })?;
             if let Some(agent) = &mut self.nodes[node].agent {
-                agent.after_stop = Some(work);
+                agent.after_stop = Some((agent.phase, work));
             }
             return Ok(());
         }
@@ -197,8 +197,8 @@ impl Sim {
         if agent.task.is_some() {
             return false;
         }
-        let Some(work) = agent.after_stop.take() else { return false };
-        self.begin(node, work).is_ok()
+        let Some((phase, work)) = agent.after_stop.take() else { return false };
+        phase == agent.phase && self.begin(node, work).is_ok()
     }
 
     /// initdb is done, and the first start.

@@ -6,7 +6,7 @@ use antiphon_sim::shape::{MODES, Mode, SIZES, Size};
 use antiphon_sim::{Options, run};
 
 /// Seeds of each size and mode. Many more are run by hand (`cargo sim -- --seeds`).
-const SEEDS: u64 = 12;
+const SEEDS: u64 = 24;
 
 fn check(mode: Mode) {
     for size in SIZES {

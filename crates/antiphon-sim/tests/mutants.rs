@@ -8,7 +8,7 @@ use antiphon_sim::shape::{Mode, Size};
 use antiphon_sim::{Options, run};
 
 /// Mutant, size and mode to look in (drawn by seed if none), seeds within which it is found.
-const TABLE: [(Mutation, Option<Size>, Option<Mode>, u64); 15] = [
+const TABLE: [(Mutation, Option<Size>, Option<Mode>, u64); 16] = [
     (Mutation::ReportBeforeFence, None, None, 20),
     (Mutation::OneReportIsEnough, None, None, 400),
     (Mutation::PromiseBeforeNames, None, None, 20),
@@ -16,14 +16,15 @@ const TABLE: [(Mutation, Option<Size>, Option<Mode>, u64); 15] = [
     (Mutation::DropBase, None, None, 800),
     (Mutation::IgnoreLeaseEnd, None, None, 40),
     (Mutation::FenceNotDurable, None, None, 600),
-    (Mutation::PositionTooEarly, None, Some(Mode::Any), 2000),
-    (Mutation::StartHalfBuilt, None, None, 20),
-    (Mutation::TimelineLastPlusOne, None, None, 200),
+    (Mutation::PositionTooEarly, None, Some(Mode::Any), 100),
+    (Mutation::StartHalfBuilt, None, None, 800),
+    (Mutation::TimelineLastPlusOne, None, None, 400),
     (Mutation::FollowWithoutForkCheck, None, None, 20),
-    (Mutation::ReleaseBeforeOrphansGone, None, Some(Mode::Asynchronous), 2000),
+    (Mutation::ReleaseBeforeOrphansGone, None, Some(Mode::Asynchronous), 100),
     (Mutation::OneDeafMemberOpens, None, None, 20),
-    (Mutation::LeaseFromAnswer, None, Some(Mode::Asynchronous), 2000),
+    (Mutation::LeaseFromAnswer, None, Some(Mode::Asynchronous), 800),
     (Mutation::AloneIgnored, None, None, 500),
+    (Mutation::NamesUnsettled, None, Some(Mode::Any), 1000),
 ];
 
 fn first_found(mutation: Mutation, size: Option<Size>, mode: Option<Mode>, seeds: u64) -> Option<u64> {
