@@ -23,6 +23,8 @@ use crate::{EngineError, sentence};
 
 /// The longest that a promotion may take: recovery first replays all that was received.
 const PROMOTE_MAX: Duration = Duration::from_secs(300);
+/// The first commits of the new leader, and the followers that stream again, have the disk to themselves.
+const CHECKPOINT_AFTER: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(2);
 /// A promotion waits for the process that copies logical slots, which may wait for a leader that is cut off.
 const END_COPYING: &str =
@@ -118,6 +120,7 @@ impl Inner {
     fn checkpoint_in_background(self: &Arc<Self>) {
         let inner = Arc::clone(self);
         tokio::spawn(async move {
+            sleep_until(Deadline::now() + CHECKPOINT_AFTER).await;
             let client = match inner.connect().await {
                 Ok(client) => client,
                 Err(error) => {

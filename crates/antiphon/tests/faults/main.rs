@@ -123,7 +123,8 @@ impl Drop for Etcd {
 async fn a_cluster_that_agrees_in_etcd_loses_nothing() {
     let scratch = Scratch::new("etcd");
     let etcd = Etcd::start(scratch.path());
-    let plan = Plan { etcd: Some(etcd.port), ..plan(&scratch, 3, false, json!({ "synchronous_mode": "quorum" })) };
+    let plan =
+        Plan { etcd: Some(etcd.port), ..plan(&scratch, 3, false, json!({ "synchronous_mode": "quorum" })) };
     let scenes = [Scene::KillServer, Scene::KillNode, Scene::Switchover];
     assert_eq!(torment("etcd", &plan, &scenes).await.lost, 0);
 }
