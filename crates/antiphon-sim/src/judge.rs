@@ -29,6 +29,8 @@ pub struct Reign {
     pub since: Time,
     /// It was elected under a promise that accepts loss.
     pub lossy: bool,
+    /// An operator accepted the loss, whatever the old leader still does.
+    pub forced: bool,
 }
 
 /// What the judge remembers.
@@ -38,6 +40,8 @@ pub struct Judge {
     given: BTreeMap<Epoch, NodeId>,
     /// Terms won where loss is accepted.
     lossy: BTreeMap<Epoch, Time>,
+    /// Those of them where an operator accepted it.
+    forced: BTreeMap<Epoch, Time>,
     /// Reigns, in the order they began.
     pub reigns: Vec<Reign>,
     /// When each node last said that it suspects a term's leader.
@@ -128,6 +132,9 @@ impl Sim {
         let accepted = matches!(cause, Cause::Failover { accept_loss: true, .. });
         if old.sync == Promise::Asynchronous || accepted {
             self.judge.lossy.insert(epoch, self.now);
+            if accepted {
+                self.judge.forced.insert(epoch, self.now);
+            }
             self.forgive(node);
         }
         if self.nodes[node].server.run == Run::Primary {
@@ -226,7 +233,8 @@ impl Sim {
             }
         }
         let lossy = self.judge.lossy.contains_key(&epoch);
-        self.judge.reigns.push(Reign { epoch, node, start, since: self.now, lossy });
+        let forced = self.judge.forced.contains_key(&epoch);
+        self.judge.reigns.push(Reign { epoch, node, start, since: self.now, lossy, forced });
         self.judge_names(node);
     }
 
@@ -257,7 +265,7 @@ impl Sim {
                     "I2: {name} acknowledges commit {commit} in epoch {term}, and {other} leads without it since epoch {}",
                     reign.epoch
                 ));
-            } else if !self.within_guard(node, reign.epoch) {
+            } else if !reign.forced && !self.within_guard(node, reign.epoch) {
                 let (name, other) = (self.name(node), self.name(reign.node));
                 self.violation(format!(
                     "I4: {name} acknowledges in epoch {term} although {other} leads in epoch {}",

@@ -72,7 +72,9 @@ impl Sim {
         if !self.healed && self.rng.chance(self.shape.answers_lost) {
             return;
         }
-        let delay = self.net.delay(&mut self.rng, self.store.leader, node);
+        let late = !self.healed && self.rng.chance(self.shape.answers_late);
+        let late = if late { self.rng.range(50 * MS, 950 * MS) } else { 0 };
+        let delay = self.net.delay(&mut self.rng, self.store.leader, node) + late;
         let answer = Rc::new((transaction, ok, self.store.current.clone()));
         self.schedule(self.now + delay, Event::Answer { node, boot, id, answer });
     }

@@ -230,8 +230,10 @@ impl Sim {
         };
         let Some(at) = steps.iter().position(|step| matches!(step, Step::SetSync { .. })) else { return };
         let Some(Step::SetSync { sync: SyncNames::Set(set), .. }) = steps.get(at) else { return };
+        let set = set.clone();
+        steps.retain(|step| !matches!(step, Step::ChangeCluster { .. }));
         let mut changed = cluster.value;
-        changed.sync = Promise::Quorum(set.clone());
+        changed.sync = Promise::Quorum(set);
         let promise = Step::ChangeCluster {
             cluster: Box::new(changed),
             expect: cluster.revision,
@@ -239,6 +241,7 @@ impl Sim {
             lease_unchanged: None,
             consume_request: None,
         };
+        let at = steps.iter().position(|step| matches!(step, Step::SetSync { .. })).unwrap_or(0);
         steps.insert(at, promise);
     }
 }

@@ -59,6 +59,8 @@ pub struct Shape {
     pub crash_per_step: u64,
     /// Answers of the store that are lost, in a thousand.
     pub answers_lost: u64,
+    /// Answers of the store that are late, up to almost a second, in a thousand.
+    pub answers_late: u64,
     /// What goes wrong, and when.
     pub faults: Vec<Fault>,
     /// When all is healed.
@@ -85,6 +87,7 @@ impl Shape {
         let write_every = [4 * MS, 15 * MS, 40 * MS, 300 * MS][rng.index(4)];
         let crash_per_step = [0, 0, 20, 150][rng.index(4)];
         let answers_lost = [0, 0, 5, 60][rng.index(4)];
+        let answers_late = [0, 0, 20, 250][rng.index(4)];
         Self {
             size,
             mode,
@@ -94,6 +97,7 @@ impl Shape {
             write_every,
             crash_per_step,
             answers_lost,
+            answers_late,
             faults,
             heal_at: begin + window + 2 * SEC,
         }

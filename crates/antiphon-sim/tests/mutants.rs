@@ -18,11 +18,11 @@ const TABLE: [(Mutation, Option<Size>, Option<Mode>, u64); 16] = [
     (Mutation::FenceNotDurable, None, None, 600),
     (Mutation::PositionTooEarly, None, Some(Mode::Any), 100),
     (Mutation::StartHalfBuilt, None, None, 800),
-    (Mutation::TimelineLastPlusOne, None, None, 400),
+    (Mutation::TimelineLastPlusOne, None, None, 600),
     (Mutation::FollowWithoutForkCheck, None, None, 20),
     (Mutation::ReleaseBeforeOrphansGone, None, Some(Mode::Asynchronous), 100),
     (Mutation::OneDeafMemberOpens, None, None, 20),
-    (Mutation::LeaseFromAnswer, None, Some(Mode::Asynchronous), 800),
+    (Mutation::LeaseFromAnswer, None, Some(Mode::Asynchronous), 1500),
     (Mutation::AloneIgnored, None, None, 500),
     (Mutation::NamesUnsettled, None, Some(Mode::Any), 1000),
 ];
