@@ -79,14 +79,14 @@ impl Sim {
     }
 
     /// A heartbeat comes in.
-    pub(crate) fn heard(&mut self, to: NodeId, from: NodeId, beat: Rc<Beat>) {
+    pub(crate) fn heard(&mut self, to: NodeId, from: NodeId, beat: &Beat) {
         let now = self.nodes[to].clock.local(self.now);
         let name = self.nodes[from].name.clone();
         let Some(agent) = &mut self.nodes[to].agent else { return };
         let peer = agent.world.peers.entry(name).or_insert_with(unheard);
         peer.heard = Some(now);
-        if peer.beat.as_ref() != Some(&*beat) {
-            peer.beat = Some((*beat).clone());
+        if peer.beat.as_ref() != Some(beat) {
+            peer.beat = Some(beat.clone());
             self.poke(to, MS);
         }
     }

@@ -64,11 +64,13 @@ pub struct Judge {
 
 impl Sim {
     /// Something that must hold does not.
-    pub(crate) fn violation(&mut self, what: String) {
-        if self.judge.violation.is_none() {
-            self.note(|_| format!("VIOLATION {what}"));
-            self.judge.violation = Some(format!("{what} (at {:.3} s)", self.now as f64 / SEC as f64));
+    pub(crate) fn violation(&mut self, mut what: String) {
+        if self.judge.violation.is_some() {
+            return;
         }
+        self.note(|_| format!("VIOLATION {what}"));
+        what.push_str(&format!(" (at {:.3} s)", self.now as f64 / SEC as f64));
+        self.judge.violation = Some(what);
     }
 
     /// A member says by heartbeat whom it suspects.
@@ -116,7 +118,7 @@ impl Sim {
                 }
             }
             Phase::Electing { cause, .. } => {
-                self.judge_opening(before, cause, lease_unchanged.is_some(), old)
+                self.judge_opening(before, cause, lease_unchanged.is_some(), old);
             }
             Phase::Bootstrapping { .. } => {}
         }

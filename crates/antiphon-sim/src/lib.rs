@@ -304,14 +304,14 @@ impl Sim {
             }
             Event::Tick { node, .. } => self.tick(node),
             Event::Step { node, .. } => self.step(node),
-            Event::Beat { to, from, beat, .. } => self.heard(to, from, beat),
+            Event::Beat { to, from, beat, .. } => self.heard(to, from, &beat),
             Event::Snapshot { node, snapshot, .. } => self.see(node, &snapshot),
             Event::Request { node, boot, id, until, transaction } => {
                 self.requested(node, boot, id, until, transaction);
             }
             Event::Answer { node, id, answer, .. } => self.answered(node, id, Some(&answer)),
             Event::Deadline { node, id, .. } => self.answered(node, id, None),
-            Event::TaskEnd { node, id, error, .. } => self.task_ended(node, id, error),
+            Event::TaskEnd { node, id, error, .. } => self.task_ended(node, id, error.as_deref()),
             Event::Initialised { node, id, .. } => self.initialised(node, id),
             Event::Build { node, id, source, generation, left, .. } => {
                 self.build(node, id, source, generation, left);

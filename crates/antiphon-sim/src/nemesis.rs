@@ -19,37 +19,69 @@ use crate::{Event, Sim};
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// The server's main process is killed; backends may live on.
     KillPostmaster,
+    /// One backend crashes, and all sessions with it.
     BackendCrash,
+    /// The agent is killed.
     KillAgent,
+    /// Agent and main process are killed.
     KillBoth,
+    /// The host is off, and silent.
     PowerOff,
+    /// SIGSTOP to the agent.
     PauseAgent,
+    /// SIGSTOP to the server.
     PauseServer,
+    /// The host freezes.
     PauseHost,
+    /// A host is cut off.
     CutHost,
+    /// Nothing reaches a host.
     CutIn,
+    /// Nothing leaves a host.
     CutOut,
+    /// A host is cut from the store only.
     CutStore,
+    /// Its agent is cut from the others.
     CutPeers,
+    /// Its replication is cut.
     CutWal,
+    /// Two hosts do not reach each other.
     CutPair,
+    /// Messages of a host are slow.
     SlowNet,
+    /// Its flushes are slow.
     SlowDisk,
+    /// Its disk answers nothing.
     StuckDisk,
+    /// Its disk is full.
     FullDisk,
+    /// Its replay lags.
     SlowReplay,
+    /// Its clock runs at another rate.
     ClockRate,
+    /// Every host restarts.
     RestartAll,
+    /// A data directory is gone.
     Wipe,
+    /// An operator asks for a switchover.
     Switchover,
+    /// An operator forces a failover.
     Failover,
+    /// An operator changes how commits are confirmed.
     ChangeMode,
+    /// An operator changes by how many.
     ChangeCount,
+    /// A member joins.
     Add,
+    /// A member is removed for good.
     Remove,
+    /// The management is paused.
     Pause,
+    /// An operator restarts a server.
     Restart,
+    /// An operator builds a member anew.
     Reinit,
 }
 
@@ -119,7 +151,7 @@ pub(crate) fn faults(rng: &mut Rng, begin: Time, window: Time) -> Vec<Fault> {
         let kind = drawn.map_or(Kind::KillBoth, |(kind, _)| *kind);
         let lasts = if rng.chance(250) { rng.range(5 * SEC, 30 * SEC) } else { rng.range(50 * MS, 6 * SEC) };
         let alone =
-            Fault { at: begin + rng.below(window), lasts, kind, leader: rng.chance(500), aim: rng.next() };
+            Fault { at: begin + rng.below(window), lasts, kind, leader: rng.chance(500), aim: rng.draw() };
         // One fault in four strikes where the one before it has just ended, or is about to.
         let fault = match faults.last() {
             Some(before) if rng.chance(250) => {
@@ -368,7 +400,7 @@ impl Sim {
         let leader = cluster.value.leader().map(|leader| leader.name.clone());
         let to = usize::try_from(fault.aim / 7 % self.nodes.len() as u64).unwrap_or(0);
         let accept_loss = fault.kind == Kind::Failover;
-        let named = accept_loss || fault.aim % 3 > 0;
+        let named = accept_loss || !fault.aim.is_multiple_of(3);
         let candidate = named.then(|| self.nodes[to].name.clone());
         let request = Request { leader, candidate, scheduled_at: None, accept_loss };
         self.operate(|next, revision| next.request = Some(Stored { value: request, revision }));

@@ -32,10 +32,7 @@ impl Sim {
             return Ok(());
         }
         let task = task_of(&work);
-        let id = match self.take_slot(node, task)? {
-            Some(id) => id,
-            None => return Ok(()),
-        };
+        let Some(id) = self.take_slot(node, task)? else { return Ok(()) };
         self.wishes_begun(node, task);
         let now = self.now;
         let boot = self.nodes[node].boot;
@@ -110,7 +107,7 @@ impl Sim {
     }
 
     /// A task has ended.
-    pub(crate) fn task_ended(&mut self, node: NodeId, id: u64, error: Option<String>) {
+    pub(crate) fn task_ended(&mut self, node: NodeId, id: u64, error: Option<&str>) {
         let now = self.nodes[node].clock.local(self.now);
         let Some(agent) = &mut self.nodes[node].agent else { return };
         let Some(running) = agent.task.take_if(|running| running.id == id) else { return };
@@ -125,7 +122,7 @@ impl Sim {
             }
             Some(error) => {
                 let times = agent.failed.as_ref().filter(|f| f.task == task).map_or(0, |f| f.times) + 1;
-                agent.failed = Some(Failure { task, at: now, times, error: error.clone() });
+                agent.failed = Some(Failure { task, at: now, times, error: (*error).to_owned() });
             }
         }
         self.note(|sim| format!("{}: {task} ended, {error:?}", sim.name(node)));
@@ -169,13 +166,12 @@ impl Sim {
             agent.checkpointed = None;
             agent.crash = stopping.is_none().then(|| format!("ended by itself, {how:?}"));
         }
-        let error = || Some("the server ended".to_owned());
         match (
             stopping,
             self.running_id(node, |task| matches!(task, Task::Start | Task::Promote | Task::SetSync)),
         ) {
             (Some(id), _) => self.task_ended(node, id, None),
-            (None, Some(id)) => self.task_ended(node, id, error()),
+            (None, Some(id)) => self.task_ended(node, id, Some("the server ended")),
             (None, None) => {}
         }
         self.poke(node, 10 * MS);
@@ -184,7 +180,7 @@ impl Sim {
     /// Every session was ended: what a task asked for in one has failed.
     pub(crate) fn sessions_ended(&mut self, node: NodeId) {
         if let Some(id) = self.running_id(node, |task| matches!(task, Task::Promote | Task::SetSync)) {
-            self.task_ended(node, id, Some("the connection was lost".to_owned()));
+            self.task_ended(node, id, Some("the connection was lost"));
         }
     }
 
@@ -215,7 +211,7 @@ impl Sim {
         self.nodes[node].server.names = std::rc::Rc::new(SyncNames::Nobody);
         let error = self.start_server(node, true).err();
         if error.is_some() {
-            self.task_ended(node, id, error);
+            self.task_ended(node, id, error.as_deref());
         } else if let Some(agent) = &mut self.nodes[node].agent
             && let Some(running) = &mut agent.task
         {
@@ -356,7 +352,7 @@ impl Sim {
             Run::Down | Run::Starting { .. } | Run::Orphans { .. } => false,
         };
         if !reached || !runs || from.server.generation != generation || from.server.half_built {
-            self.task_ended(node, id, Some("the source went away".to_owned()));
+            self.task_ended(node, id, Some("the source went away"));
             return;
         }
         if left > 0 {
