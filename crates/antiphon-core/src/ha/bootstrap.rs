@@ -31,9 +31,8 @@ pub(super) fn create(world: &World) -> Decision {
         let cluster = record(Some(identifier.clone()), leader.epoch, Phase::Led { leader });
         return Decision::step(Role::Bootstrapping, Why::Adopting, change(cluster, 0, true));
     }
-    let others_have_data = world.peers.values().any(|peer| {
-        peer.beat.as_ref().is_some_and(|beat| beat.server.holds_data())
-    });
+    let others_have_data =
+        world.peers.values().any(|peer| peer.beat.as_ref().is_some_and(|beat| beat.server.holds_data()));
     if !matches!(db.server, Server::Absent) || !world.me.may_bootstrap || others_have_data || !heard_out {
         return with_record(world, None, waiting).waking(look_again);
     }

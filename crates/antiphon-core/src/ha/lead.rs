@@ -198,7 +198,9 @@ fn with_sync(
             None => {
                 decision.why = Why::ChangingSyncSet;
                 // Names that the promise does not speak for are set right at once, also without the store.
-                decision.steps.extend(sync::covers(&cluster.value.sync, &primary.sync).then(|| settle(cluster)));
+                decision
+                    .steps
+                    .extend(sync::covers(&cluster.value.sync, &primary.sync).then(|| settle(cluster)));
                 decision.steps.push(Step::SetSync { sync: names, prove });
             }
         },

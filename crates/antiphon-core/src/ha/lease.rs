@@ -41,7 +41,9 @@ pub(super) fn in_hand(world: &World) -> bool {
 
 /// Whether there is enough left of the lease to go on; writes end before it does.
 pub(super) fn held(world: &World) -> bool {
-    in_hand(world) || world.settings.pause || (world.settings.failsafe_mode && detector::everyone_answers(world))
+    in_hand(world)
+        || world.settings.pause
+        || (world.settings.failsafe_mode && detector::everyone_answers(world))
 }
 
 /// The stop of a server that writes, or may come to, without a lease; none if all is well.

@@ -129,7 +129,12 @@ impl Hands {
             change.puts.push((CONFIG.to_owned(), self.first_config.clone()));
         }
         if *take_lease {
-            let lease = Lease { epoch: cluster.epoch, holder: self.name.clone(), count: 1, ttl_ms: milliseconds(ttl) };
+            let lease = Lease {
+                epoch: cluster.epoch,
+                holder: self.name.clone(),
+                count: 1,
+                ttl_ms: milliseconds(ttl),
+            };
             change.puts.push((LEASE.to_owned(), json(&lease)));
         }
         if let Some(revision) = lease_unchanged {
@@ -150,8 +155,12 @@ impl Hands {
         }
         self.renewing = true;
         let count = records.lease.as_ref().map_or(0, |lease| lease.value.count);
-        let lease =
-            Lease { epoch, holder: self.name.clone(), count: count.wrapping_add(1), ttl_ms: milliseconds(ttl) };
+        let lease = Lease {
+            epoch,
+            holder: self.name.clone(),
+            count: count.wrapping_add(1),
+            ttl_ms: milliseconds(ttl),
+        };
         let renewal = Transaction {
             expects: vec![(CLUSTER.to_owned(), Expect::At(expect))],
             puts: vec![(LEASE.to_owned(), json(&lease))],

@@ -164,7 +164,10 @@ fn next_order(orders: &UnixDatagram, left: Duration) -> std::io::Result<Option<u
         Ok(8) => Ok(Some(u64::from_le_bytes(order))),
         Ok(_) => Ok(None),
         Err(error)
-            if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) =>
+            if matches!(
+                error.kind(),
+                ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+            ) =>
         {
             Ok(None)
         }

@@ -99,7 +99,8 @@ mod tests {
             pending_restart: false,
         };
         let name: NodeName = name.parse().expect("a name");
-        let beat = Beat { name: name.clone(), suspects: None, leads: None, server, slots: Default::default() };
+        let beat =
+            Beat { name: name.clone(), suspects: None, leads: None, server, slots: Default::default() };
         BTreeMap::from([(name, Heard { at: NOW, address: address.to_owned(), beat })])
     }
 
