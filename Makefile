@@ -50,7 +50,7 @@ bench-failover: ## how long writes stop at each kind of failure, beside Patroni 
 	cargo run --release -q -p antiphon-bench -- failover --postgresql "$$postgresql" --patroni "$$patroni" $(ARGS)
 
 bench-agent: ## what the agent costs while idle and how fast its API answers, beside Patroni (root; 15 minutes)
-	@$(SERVERS) toolchain etcd net wrk >/dev/null
+	@$(SERVERS) toolchain etcd net ab >/dev/null
 	cargo build --release -p antiphon -p antiphon-bench
 	@postgresql=$$($(SERVERS) ensure) && patroni=$$($(SERVERS) patroni) && \
 	cargo run --release -q -p antiphon-bench -- agent --postgresql "$$postgresql" --patroni "$$patroni" $(ARGS)

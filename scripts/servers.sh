@@ -24,7 +24,7 @@ usage: scripts/servers.sh WHAT...
   etcd                 etcd server and client, from apt
   haproxy              HAProxy, from apt
   patroni              Patroni 4.1 in a Python environment of its own
-  wrk                  wrk, which puts load on an HTTP API, from apt
+  ab                   ab, which puts load on an HTTP API, from apt
   net                  ip and nft, for tests that cut the network
   toolchain            what a Rust build needs beside Rust: gcc, make, git
 USAGE
@@ -350,7 +350,7 @@ main() {
       ;;
     etcd) get_program etcd etcd-server etcd-client ;;
     haproxy) get_program haproxy haproxy ;;
-    wrk) get_program wrk wrk ;;
+    ab) get_program ab apache2-utils ;;
     patroni) get_patroni ;;
     net)
       get_program nft nftables

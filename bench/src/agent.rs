@@ -16,10 +16,10 @@ use tokio::time::{Instant, sleep};
 use crate::Programs;
 use crate::cost::{self, Cost, Owner, Usage};
 use crate::events::{stop, whole};
+use crate::load::{self, Mode};
 use crate::net::{Net, Node};
 use crate::report::Log;
 use crate::systems::{self, Choice, Proxy, REST_PORT, System};
-use crate::wrk::{self, Mode};
 
 /// A cluster that has just become whole still has work to do for a while.
 const SETTLE: Duration = Duration::from_secs(15);
@@ -153,7 +153,7 @@ async fn rate(net: &Net, leader: Node, mode: Mode, span: Duration) -> anyhow::Re
     let url = format!("http://{}:{REST_PORT}/primary", leader.address());
     let pids = net.pids(leader).await?;
     let before = cost::look(&pids, Owner::Agent);
-    let report = wrk::load(&url, mode, span).await?;
+    let report = load::load(&url, mode, span).await?;
     let cpu = cost::look(&pids, Owner::Agent).cpu_since(&before);
     Ok(Rate {
         mode,

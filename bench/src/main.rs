@@ -10,11 +10,11 @@ mod agent;
 mod client;
 mod cost;
 mod events;
+mod load;
 mod net;
 mod process;
 mod report;
 mod systems;
-mod wrk;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

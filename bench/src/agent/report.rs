@@ -10,9 +10,9 @@ use serde::Serialize;
 
 use super::{Measured, Rate};
 use crate::cost::Usage;
+use crate::load::Mode;
 use crate::report::Verdict;
 use crate::systems::Choice;
-use crate::wrk::Mode;
 
 /// Most of a core that an idle agent may take, in percent.
 const CPU_PERCENT_MAX: f64 = 1.0;
