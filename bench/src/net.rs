@@ -14,11 +14,14 @@ use anyhow::Context;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::Command;
+use tokio::time::sleep;
 
 use crate::process::{SERVER_USER, run};
 
 const LIMIT: Duration = Duration::from_secs(20);
-const KILL_ROUNDS_MAX: usize = 20;
+const KILL_ROUNDS_MAX: usize = 100;
+/// A killed process needs a moment to be gone, more of them on a busy machine.
+const KILL_PAUSE: Duration = Duration::from_millis(10);
 const PREFIX: &str = "afb";
 /// The network of the nodes, for pg_hba.conf.
 pub(crate) const NETWORK: &str = "10.77.0.0/24";
@@ -165,6 +168,7 @@ impl Net {
             for pid in pids {
                 let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
+            sleep(KILL_PAUSE).await;
         }
         anyhow::bail!(
             "processes on {node} outlive SIGKILL: look at /proc/PID/stack of those in {}",
