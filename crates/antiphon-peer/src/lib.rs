@@ -12,6 +12,7 @@ mod accept;
 mod dial;
 mod handshake;
 mod outbox;
+pub mod priority;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -240,6 +241,7 @@ impl Peers {
             .spawn({
                 let shared = Arc::clone(&shared);
                 move || {
+                    priority::raise();
                     runtime.block_on(run(socket, shared, stopped));
                     runtime.shutdown_timeout(STOP_TIME_MAX);
                 }

@@ -321,7 +321,17 @@ impl Sim {
             None => (None, None),
         };
         let logical_slots = BTreeMap::new();
-        Database { system_identifier: system, server, task, failed, half_built, slots, logical_slots }
+        let disk_full = here.server.full;
+        Database {
+            system_identifier: system,
+            server,
+            task,
+            failed,
+            half_built,
+            disk_full,
+            slots,
+            logical_slots,
+        }
     }
 
     fn observed_server(&self, node: NodeId) -> Server {
@@ -444,6 +454,7 @@ impl Sim {
             replayed: None,
             upstream: None,
             pending_restart: false,
+            disk_full: matches!(&world.local, Local::Database(db) if db.disk_full),
         };
         let Local::Database(db) = &world.local else { return brief };
         match &db.server {

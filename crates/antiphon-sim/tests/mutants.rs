@@ -9,7 +9,7 @@ use antiphon_sim::{Options, run};
 
 /// Mutant, size and mode to look in (drawn by seed if none), seeds within which it is found.
 const TABLE: [(Mutation, Option<Size>, Option<Mode>, u64); 16] = [
-    (Mutation::ReportBeforeFence, None, None, 20),
+    (Mutation::ReportBeforeFence, None, None, 40),
     (Mutation::OneReportIsEnough, None, None, 400),
     (Mutation::PromiseBeforeNames, None, None, 20),
     (Mutation::SkipProve, None, None, 400),
@@ -24,7 +24,7 @@ const TABLE: [(Mutation, Option<Size>, Option<Mode>, u64); 16] = [
     (Mutation::OneDeafMemberOpens, None, None, 20),
     (Mutation::LeaseFromAnswer, None, Some(Mode::Asynchronous), 1500),
     (Mutation::AloneIgnored, None, None, 500),
-    (Mutation::NamesUnsettled, None, Some(Mode::Any), 1000),
+    (Mutation::NamesUnsettled, Some(Size::TwoAndWitness), Some(Mode::Any), 600),
 ];
 
 fn first_found(mutation: Mutation, size: Option<Size>, mode: Option<Mode>, seeds: u64) -> Option<u64> {

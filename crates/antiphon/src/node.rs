@@ -27,8 +27,8 @@ use crate::agent::assemble::{self, Assembled};
 use crate::agent::command::Command;
 use crate::agent::view::View;
 use crate::api;
-
 use crate::config::{self, LogConfig, LogFormat, LogLevel, NodeConfig, StoreConfig};
+use crate::resources;
 
 /// How long a leader that ends waits for a successor.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(15);
@@ -55,7 +55,9 @@ pub fn run(file: &Path) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    match prepare(&config).and_then(|()| serve(file, &config)) {
+    let prepared = prepare(&config);
+    resources::claim();
+    match prepared.and_then(|()| serve(file, &config)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -99,6 +101,7 @@ fn prepare(config: &NodeConfig) -> anyhow::Result<()> {
         create(directory, user.as_ref())?;
     }
     let Some(user) = user else { return Ok(()) };
+    resources::raise_limits();
     let name = std::ffi::CString::new(user.name.clone()).context("the server user's name has a NUL in it")?;
     initgroups(&name, user.gid).and_then(|()| setgid(user.gid)).and_then(|()| setuid(user.uid)).with_context(
         || {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::cluster::{Cause, Cluster, Leader, Member, Phase};
+use super::cluster::{Cause, Cluster, Leader, Member, Phase, Promise};
 use super::role::Role;
 use super::step::Step;
 use super::why::Why;
@@ -114,7 +114,10 @@ fn untouchable(cluster: &Cluster, db: &Database) -> Option<Why> {
 /// nobody has renewed the lease meanwhile.
 fn with_vote(world: &World, cluster: &Stored<Cluster>, mut decision: Decision) -> Decision {
     let Some(leader) = cluster.value.leader() else { return decision };
-    let Some(cause) = detector::suspicion(world, leader) else {
+    // Who acknowledges alone is the only one that could win: while it renews its lease, deposing it is idle.
+    let idle = cluster.value.sync == Promise::Alone && !detector::lease_ran_out(world);
+    let suspicion = detector::suspicion(world, leader).filter(|cause| !(idle && *cause == Cause::Silent));
+    let Some(cause) = suspicion else {
         return match detector::look_again(world, leader) {
             Some(at) => decision.waking(at),
             None => decision,

@@ -71,6 +71,14 @@ pub fn suspecters(world: &World, leader: &Leader) -> usize {
     1 + others.count()
 }
 
+/// Whether a majority of the voters, this one included, is heard here. Links carry both ways or neither, so
+/// it is also who hears this member.
+pub fn hears_majority(world: &World) -> bool {
+    let heard =
+        world.peers.values().filter(|peer| peer.heard_within(world.now, world.settings.failure_timeout));
+    (1 + heard.count()) * 2 > world.store.voters
+}
+
 /// `failsafe_mode` asks for it: every other member answers this one directly.
 pub fn everyone_answers(world: &World) -> bool {
     let mut others = world.store.members.keys().filter(|name| *name != world.me.name());

@@ -32,9 +32,13 @@ pub(super) fn as_last_leader(
             Cause::Switchover { to } | Cause::Failover { to, .. } => {
                 demoting(Why::SwitchingOver { to: to.clone() }, StopMode::Fast)
             }
-            Cause::Silent | Cause::ProcessesGone => succeed_itself(cluster, last, primary.timeline),
-            // This member itself said that it could not serve; others are given the time to take over.
-            Cause::ServerDied { .. } | Cause::CannotServe { .. } => {
+            // Deposed by mistake. Who is still not heard would be deposed again and again.
+            Cause::Silent | Cause::ProcessesGone if detector::hears_majority(world) => {
+                succeed_itself(cluster, last, primary.timeline)
+            }
+            // This member itself said that it could not serve, or others do not hear it: they are given the
+            // time to take over.
+            Cause::Silent | Cause::ProcessesGone | Cause::ServerDied { .. } | Cause::CannotServe { .. } => {
                 let at = world.store.phase_since + patience(world, cluster, cause, last);
                 if world.now >= at {
                     succeed_itself(cluster, last, primary.timeline)
@@ -95,8 +99,9 @@ fn released(
 
 /// How long the last leader leaves the election to others.
 fn patience(world: &World, cluster: &Stored<Cluster>, cause: &Cause, last: &Leader) -> Duration {
+    let silent = matches!(cause, Cause::Silent | Cause::ProcessesGone);
     let others = world.peers.iter().any(|(name, peer)| {
-        peer.heard_within(world.now, world.settings.failure_timeout)
+        (silent || peer.heard_within(world.now, world.settings.failure_timeout))
             && world.store.member(name).is_some_and(|m| m.server_address.is_some() && m.tags.may_lead())
     });
     let nobody_else = cluster.value.sync == Promise::Alone

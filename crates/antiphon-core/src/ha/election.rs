@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::cluster::{Cause, Cluster, Leader, Position, Promise};
 use super::detector;
 use super::why::Why;
-use super::world::{Knock, Link, Local, Server, World};
+use super::world::{Knock, Link, Local, Peer, Server, World};
 use crate::{Lsn, NodeName};
 
 /// A candidate's report.
@@ -19,6 +19,7 @@ struct Report<'a> {
     may_lead: bool,
     priority: u32,
     alive: bool,
+    has_space: bool,
 }
 
 /// Whether this member wins the election of `cluster.epoch` now; if not, why.
@@ -53,7 +54,8 @@ pub fn win(world: &World, cluster: &Cluster, cause: &Cause, last: &Leader) -> Re
     let gave_up = matches!(cause, Cause::ServerDied { .. } | Cause::CannotServe { .. });
     let fit = |name: &NodeName| !gave_up || *name != last.name;
     able.sort_by_key(|r| {
-        Reverse((wanted == Some(r.name), fit(r.name), r.position, r.priority, Reverse(r.name)))
+        let fit = (fit(r.name), r.has_space);
+        Reverse((wanted == Some(r.name), fit, r.position, r.priority, Reverse(r.name)))
     });
     match able.iter().position(|report| report.name == world.me.name()) {
         Some(rank) if rank == 0 || turn_has_come(world, cause, rank) => Ok(mine.position),
@@ -114,6 +116,7 @@ fn reports<'a>(world: &'a World, cluster: &Cluster) -> Vec<Report<'a>> {
                 may_lead: member.tags.may_lead(),
                 priority: member.tags.priority(),
                 alive: member.name == *world.me.name() || alive(world, &member.name),
+                has_space: has_space(world, &member.name),
             })
         })
         .collect()
@@ -121,6 +124,14 @@ fn reports<'a>(world: &'a World, cluster: &Cluster) -> Vec<Report<'a>> {
 
 fn alive(world: &World, name: &NodeName) -> bool {
     world.peers.get(name).is_some_and(|peer| peer.heard_within(world.now, world.settings.failure_timeout))
+}
+
+/// Whether a member's disk has space, as far as is known here.
+fn has_space(world: &World, name: &NodeName) -> bool {
+    match &world.local {
+        Local::Database(db) if name == world.me.name() => !db.disk_full,
+        Local::Database(_) | Local::Witness => world.peers.get(name).is_none_or(Peer::has_space),
+    }
 }
 
 /// What keeps everyone from winning, whoever it is; none if a candidate may.

@@ -142,12 +142,16 @@ fn serve(
     let serving =
         Serving { epoch: leader.epoch, timeline: primary.timeline, history: primary.history.clone() };
     let record = Member { serving: Some(serving), ..world.me.member.clone() };
-    let decision = with_record(world, Some(record), Decision::rest(role.clone(), standing(cluster)));
+    let resting = Decision::rest(role.clone(), standing(cluster, db));
+    let decision = with_record(world, Some(record), resting);
     if db.task.is_some() {
         return decision;
     }
     if world.me.restart_requested {
         return Decision::step(role, Why::Restarting, Step::Stop { mode: StopMode::Fast });
+    }
+    if let Some(leaving) = switchover::leave_full_disk(world, cluster, leader, db, primary) {
+        return leaving;
     }
     let decision = match switchover::prepare(world, cluster, leader, db, primary) {
         Some(mut next) => {
@@ -164,8 +168,12 @@ fn serve(
     slots::with_slots(world, db, decision)
 }
 
-fn standing(cluster: &Stored<Cluster>) -> Why {
-    if cluster.value.sync == Promise::Alone { Why::Degraded } else { Why::Leading }
+fn standing(cluster: &Stored<Cluster>, db: &Database) -> Why {
+    match &cluster.value.sync {
+        _ if db.disk_full => Why::DiskFull { to: None },
+        Promise::Alone => Why::Degraded,
+        Promise::Asynchronous | Promise::Quorum(_) => Why::Leading,
+    }
 }
 
 /// Adds the next step of a change of the sync set.

@@ -1,12 +1,14 @@
 //! A planned hand-over, from the leader's side: checked, prepared while writes go on, then committed.
 //!
+//! An operator asks for one, or the disk under the leader is full and a follower's is not.
+//!
 //! The checkpoint comes first so that the shutdown's own is short; the election is opened only when the
 //! candidate is level, so that writes stop for no longer than the last bytes need.
 
 use std::time::Duration;
 
-use super::cluster::{Cause, Cluster, Leader, Phase, Request};
-use super::decide::Decision;
+use super::cluster::{Cause, Cluster, Leader, Request};
+use super::decide::{Decision, open_election};
 use super::role::Role;
 use super::step::Step;
 use super::why::Why;
@@ -40,25 +42,39 @@ pub(super) fn prepare(
     if primary.checkpointed.is_none_or(|at| world.now.since(at) > CHECKPOINT_AGE_MAX) {
         return Some(Decision::step(role, why, Step::Checkpoint));
     }
-    let level = primary.standbys.iter().any(|standby| {
-        standby.name == to && standby.flushed.bytes_to(primary.flushed).is_none_or(|lag| lag <= LEVEL_BYTES)
-    });
-    if !level {
+    if !level(primary, &to) {
         return Some(Decision::rest(role, why).waking(world.now + Duration::from_millis(50)));
     }
-    let phase = Phase::Electing {
-        cause: Cause::Switchover { to },
-        opened_by: world.me.name().clone(),
-        last: leader.clone(),
-    };
-    let step = Step::ChangeCluster {
-        cluster: Box::new(Cluster { epoch: cluster.value.epoch.next(), phase, ..cluster.value.clone() }),
-        expect: cluster.revision,
-        take_lease: false,
-        lease_unchanged: None,
-        consume_request: Some(request.revision),
-    };
+    let mut step = open_election(world, cluster, leader, Cause::Switchover { to });
+    if let Step::ChangeCluster { consume_request, .. } = &mut step {
+        *consume_request = Some(request.revision);
+    }
     Some(Decision::step(role, why, step))
+}
+
+/// The hand-over by which a leader whose disk is full saves itself, if a follower has space. Without the
+/// checkpoint before it, which would need space, too.
+pub(super) fn leave_full_disk(
+    world: &World,
+    cluster: &Stored<Cluster>,
+    leader: &Leader,
+    db: &Database,
+    primary: &PrimaryServer,
+) -> Option<Decision> {
+    if !db.disk_full || world.settings.pause {
+        return None;
+    }
+    let anyone = Request { leader: None, candidate: None, scheduled_at: None, accept_loss: false };
+    let to = candidate(world, leader, &anyone, primary).ok().filter(|to| level(primary, to))?;
+    let step = open_election(world, cluster, leader, Cause::Switchover { to: to.clone() });
+    Some(Decision::step(Role::Leader { epoch: leader.epoch }, Why::DiskFull { to: Some(to) }, step))
+}
+
+/// Whether a follower has all but the last bytes.
+fn level(primary: &PrimaryServer, to: &NodeName) -> bool {
+    primary.standbys.iter().any(|standby| {
+        standby.name == *to && standby.flushed.bytes_to(primary.flushed).is_none_or(|lag| lag <= LEVEL_BYTES)
+    })
 }
 
 /// What was said if the checkpoint for this hand-over failed: a shutdown would fail on it, too.
@@ -90,9 +106,12 @@ pub fn candidate(
         if !streaming {
             return Err(format!("{name} does not stream from the leader"));
         }
-        let heard =
-            world.peers.get(name).is_some_and(|p| p.heard_within(world.now, world.settings.failure_timeout));
-        if heard { Ok(()) } else { Err(format!("the agent of {name} is not heard")) }
+        let peer = world.peers.get(name);
+        match peer.filter(|peer| peer.heard_within(world.now, world.settings.failure_timeout)) {
+            Some(peer) if peer.has_space() => Ok(()),
+            Some(_) => Err(format!("the disk of {name} is full")),
+            None => Err(format!("the agent of {name} is not heard")),
+        }
     };
     match &request.candidate {
         Some(name) => able(name).map(|()| name.clone()),

@@ -65,6 +65,11 @@ pub enum Why {
         /// To whom.
         to: NodeName,
     },
+    /// The disk under the leader's server is full.
+    DiskFull {
+        /// The follower with space that leadership is handed to; none if there is none.
+        to: Option<NodeName>,
+    },
     /// A request cannot be met.
     RequestRefused {
         /// Why.
@@ -205,6 +210,12 @@ impl fmt::Display for Why {
             Self::LeaseLost => f.write_str("the lease was not renewed: stopping writes before it ends"),
             Self::Deposed { by } => write!(f, "term {by} has deposed this primary; demoting it"),
             Self::SwitchingOver { to } => write!(f, "handing leadership over to {to}"),
+            Self::DiskFull { to: Some(to) } => {
+                write!(f, "the server's disk is full: handing leadership over to {to}, which has space")
+            }
+            Self::DiskFull { to: None } => f.write_str(
+                "leading, but the server's disk is full and no follower with space can take over: free space there",
+            ),
             Self::RequestRefused { reason } => write!(f, "the request cannot be met: {reason}"),
             Self::Following { upstream } => write!(f, "following {upstream}"),
             Self::WaitingForLeader { leader } => write!(f, "waiting for {leader}, just elected, to accept writes"),

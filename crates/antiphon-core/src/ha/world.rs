@@ -142,6 +142,11 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// Whether its server's disk has space, as far as is known.
+    pub fn has_space(&self) -> bool {
+        self.beat.as_ref().is_none_or(|beat| !beat.server.disk_full)
+    }
+
     /// Whether a heartbeat came within `span`.
     pub fn heard_within(&self, now: Instant, span: Duration) -> bool {
         self.heard.is_some_and(|at| now.since(at) < span)
@@ -179,6 +184,9 @@ pub struct ServerBrief {
     pub upstream: Option<NodeName>,
     /// A restart is needed for settings to take effect.
     pub pending_restart: bool,
+    /// A disk under it has no space left.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disk_full: bool,
 }
 
 impl ServerBrief {
@@ -277,6 +285,8 @@ pub struct Database {
     pub failed: Option<Failure>,
     /// A rewind or clone was begun and never ended: the directory must not be started.
     pub half_built: bool,
+    /// A disk under the data directory has no space left.
+    pub disk_full: bool,
     /// The physical slots that exist here, by name, with what they hold back.
     pub slots: BTreeMap<String, Option<Lsn>>,
     /// The logical slots that exist here and outlive a restart, by name.

@@ -149,6 +149,8 @@ fn happen(table: &mut Table, what: &str, name: &str, how: &[&str]) -> Result<(),
         ("store", ["back"]) => node.store_cut = false,
         ("deaf", ["to", other]) => drop(node.deaf_to.insert(node_name(other)?)),
         ("hears", [other]) => drop(node.deaf_to.remove(&node_name(other)?)),
+        ("disk", ["full"]) => node.disk_full = true,
+        ("disk", ["space"]) => node.disk_full = false,
         ("detach", []) => node.detached = true,
         ("attach", []) => node.detached = false,
         // What PostgreSQL 17 and newer does by itself.

@@ -57,6 +57,7 @@ pub struct Node {
     pub wal: Position,
     pub history: Vec<Position>,
     pub half_built: bool,
+    pub disk_full: bool,
     pub slots: BTreeMap<String, Option<Lsn>>,
     pub logical_slots: BTreeMap<String, LogicalSlot>,
     pub task: Option<(Task, Instant, Step)>,
@@ -95,6 +96,7 @@ impl Node {
             wal: Position::default(),
             history: Vec::new(),
             half_built: false,
+            disk_full: false,
             slots: BTreeMap::new(),
             logical_slots: BTreeMap::new(),
             task: None,
@@ -342,6 +344,7 @@ impl Table {
             task: node.task.as_ref().map(|(task, since, _)| (*task, *since)),
             failed: node.failed.clone(),
             half_built: node.half_built,
+            disk_full: node.disk_full,
             slots: node.slots.clone(),
             logical_slots: node.logical_slots.clone(),
         }
@@ -412,6 +415,7 @@ impl Table {
                 replayed: matches!(node.run, Run::Standby { .. }).then_some(node.wal.lsn),
                 upstream,
                 pending_restart: false,
+                disk_full: node.disk_full,
             },
             slots: BTreeMap::new(),
         }

@@ -71,6 +71,7 @@ pub fn peer(text: &str) -> Peer {
         replayed: Some(Lsn(1000)),
         upstream: Some(name("a")),
         pending_restart: false,
+        disk_full: false,
     };
     let beat = Beat { name: name(text), suspects: None, leads: None, server, slots: BTreeMap::new() };
     Peer {
@@ -88,6 +89,7 @@ pub fn database(server: Server) -> Database {
         task: None,
         failed: None,
         half_built: false,
+        disk_full: false,
         slots: BTreeMap::new(),
         logical_slots: BTreeMap::new(),
     }

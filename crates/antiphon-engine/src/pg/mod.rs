@@ -117,7 +117,7 @@ impl Postgres {
             tracing::warn!("killed a tool that an earlier agent left at work");
         }
         let (events, _) = watch::channel(0);
-        let probe = Probe::start(paths.wal()).map_err(|source| EngineError::Io {
+        let probe = Probe::start(paths.wal(), paths.data.clone()).map_err(|source| EngineError::Io {
             what: "start the storage probe's thread".to_owned(),
             source,
         })?;

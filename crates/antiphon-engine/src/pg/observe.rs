@@ -126,6 +126,7 @@ impl Inner {
             task,
             failed: self.tasks.failed(),
             half_built: facts.is_some_and(|facts| facts.half_built),
+            disk_full: self.probe.full(),
             slots,
             logical_slots,
         }
@@ -220,10 +221,10 @@ impl Inner {
                 memory.unanswered = None;
                 memory.last = Some(server.clone());
                 drop(memory);
-                return match (&server, matches!(server, Server::Primary(_)).then(|| self.probe.look(timeout)))
-                {
-                    (_, Some(Some((since, why)))) => Server::Stuck { since, why, primary: true },
-                    (_, Some(None) | None) => server,
+                // A follower's storage is looked at for its space; that it is slow costs nobody a write.
+                return match (self.probe.look(timeout), &server) {
+                    (Some((since, why)), Server::Primary(_)) => Server::Stuck { since, why, primary: true },
+                    (Some(_) | None, _) => server,
                 };
             }
             Ok(Err(why)) => why,

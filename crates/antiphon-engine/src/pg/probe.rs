@@ -27,6 +27,8 @@ struct State {
     ended: Option<Instant>,
     /// Since when writes fail, and how the latest one did.
     failing: Option<(Instant, String)>,
+    /// No space is left.
+    full: bool,
 }
 
 /// The probing thread's near end.
@@ -36,17 +38,19 @@ pub(super) struct Probe {
 }
 
 impl Probe {
-    /// Starts the thread, which ends when this is dropped.
-    pub(super) fn start(folder: PathBuf) -> io::Result<Self> {
+    /// Starts the thread, which ends when this is dropped. It writes in `wal`, and asks for the space left
+    /// there and in `data`, which may be another disk.
+    pub(super) fn start(wal: PathBuf, data: PathBuf) -> io::Result<Self> {
         let state = Arc::<Mutex<State>>::default();
         let (ask, asked) = mpsc::sync_channel(1);
         let shared = Arc::clone(&state);
         std::thread::Builder::new().name("storage-probe".to_owned()).spawn(move || {
             let mut full = false;
             while asked.recv().is_ok() {
-                full = tell_if_full(&folder, full);
-                let result = write(&folder.join("antiphon.probe"));
+                full = tell_if_full([&wal, &data], full);
+                let result = write(&wal.join("antiphon.probe"));
                 let mut state = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                state.full = full;
                 state.begun = None;
                 state.ended = Some(now());
                 state.failing = match (result, state.failing.take()) {
@@ -58,6 +62,11 @@ impl Probe {
             }
         })?;
         Ok(Self { state, ask })
+    }
+
+    /// Whether no space was left at the latest probe.
+    pub(super) fn full(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).full
     }
 
     /// Has the next write begin if one is due; since when the storage does not serve, and why, if so.
@@ -79,16 +88,19 @@ impl Probe {
 }
 
 /// Says when the storage becomes full, and when it is not any more; whether it is.
-fn tell_if_full(folder: &Path, before: bool) -> bool {
+fn tell_if_full(folders: [&Path; 2], before: bool) -> bool {
+    let left = |folder: &Path| {
+        let space = rustix::fs::statvfs(folder).ok()?;
+        Some(space.f_bavail.saturating_mul(space.f_frsize))
+    };
     // What cannot be asked fails the write, too, and is told there.
-    let Ok(space) = rustix::fs::statvfs(folder) else { return before };
-    let left = space.f_bavail.saturating_mul(space.f_frsize);
+    let least = folders.into_iter().filter_map(|folder| Some((left(folder)?, folder))).min();
+    let Some((left, folder)) = least else { return before };
     let full = left < FULL_BYTES;
     if full && !before {
         tracing::error!(
             folder = %folder.display(), left,
-            "the server's disk is full: writes fail; free space there, or hand leadership to a member that has some \
-             with `antiphon switchover`"
+            "the server's disk is full: writes fail; free space there. A leader hands over to a follower that has space"
         );
     } else if before && !full {
         tracing::info!(folder = %folder.display(), left, "the server's disk has space again");
@@ -119,13 +131,14 @@ mod tests {
 
     #[test]
     fn a_disk_with_space_is_not_told_full() {
-        assert!(!tell_if_full(&std::env::temp_dir(), true));
-        assert!(tell_if_full(Path::new("/nonexistent/folder"), true), "what cannot be asked changes nothing");
+        let (here, nowhere) = (std::env::temp_dir(), Path::new("/nonexistent/folder"));
+        assert!(!tell_if_full([&here, nowhere], true));
+        assert!(tell_if_full([nowhere, nowhere], true), "what cannot be asked changes nothing");
     }
 
     #[test]
     fn storage_that_fails_a_write_is_reported_with_the_reason() {
-        let probe = Probe::start("/nonexistent/folder".into()).expect("a thread");
+        let probe = Probe::start("/nonexistent/folder".into(), "/".into()).expect("a thread");
         assert!(wait_for(&probe, |found| found.is_some_and(|(_, why)| why.contains("No such file"))));
     }
 
@@ -133,7 +146,7 @@ mod tests {
     fn storage_that_serves_is_not_reported() {
         let folder = std::env::temp_dir().join(format!("antiphon-probe-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
-        let probe = Probe::start(folder.clone()).expect("a thread");
+        let probe = Probe::start(folder.clone(), folder.clone()).expect("a thread");
         assert!(wait_for(&probe, |found| found.is_none() && folder.join("antiphon.probe").exists()));
         std::fs::remove_dir_all(&folder).expect("removed");
     }

@@ -201,6 +201,7 @@ impl RaftStore {
             .spawn({
                 let failure = Arc::clone(&failure);
                 move || {
+                    antiphon_peer::priority::raise();
                     // The library panics where its own invariants break: this member is then not to be
                     // trusted.
                     let run = AssertUnwindSafe(|| runtime.block_on(run(node, peers, inbox, called, timings)));

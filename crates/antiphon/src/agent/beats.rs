@@ -67,6 +67,7 @@ impl Beats {
         let beats = Self { shared: shared.clone(), changed };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name("beats".to_owned()).spawn(move || {
+            antiphon_peer::priority::raise();
             runtime.block_on(run(&peers, inbox, &shared, &sender));
         })?;
         Ok(beats)

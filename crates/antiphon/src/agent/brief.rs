@@ -18,6 +18,7 @@ pub fn server(world: &World, decision: &Decision, pending_restart: bool) -> Serv
             replayed: None,
             upstream: None,
             pending_restart: false,
+            disk_full: false,
         };
     };
     let (position, replayed) = match &db.server {
@@ -40,6 +41,7 @@ pub fn server(world: &World, decision: &Decision, pending_restart: bool) -> Serv
         replayed,
         upstream: upstream(&db.server),
         pending_restart,
+        disk_full: db.disk_full,
     }
 }
 

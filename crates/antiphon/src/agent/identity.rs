@@ -97,6 +97,7 @@ mod tests {
             replayed: None,
             upstream: None,
             pending_restart: false,
+            disk_full: false,
         };
         let name: NodeName = name.parse().expect("a name");
         let beat =

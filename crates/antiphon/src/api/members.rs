@@ -78,6 +78,7 @@ fn row<'a>(view: &'a View, member: &'a Member) -> Row<'a> {
         replayed: None,
         upstream: None,
         pending_restart: false,
+        disk_full: false,
     });
     Row {
         name: &member.name,
@@ -117,6 +118,7 @@ pub(super) fn here(view: &View) -> ServerBrief {
         replayed: None,
         upstream: None,
         pending_restart: !view.server.pending_restart.is_empty(),
+        disk_full: matches!(&view.world.local, Local::Database(db) if db.disk_full),
     };
     if let Local::Database(database) = &view.world.local {
         match &database.server {

@@ -115,6 +115,7 @@ fn brief(text: &str) -> ServerBrief {
         replayed: (!leads).then_some(END),
         upstream: (!leads).then(|| name("n1")),
         pending_restart: false,
+        disk_full: false,
     }
 }
 
@@ -157,6 +158,7 @@ pub(crate) fn view(me: &str) -> View {
             task: None,
             failed: None,
             half_built: false,
+            disk_full: false,
             slots: BTreeMap::new(),
             logical_slots: BTreeMap::new(),
         }),
