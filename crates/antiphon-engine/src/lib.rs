@@ -12,6 +12,7 @@ use antiphon_core::ha::step::NewLogicalSlot;
 use antiphon_core::ha::world::{Database, StopMode, SyncNames, Task, Upstream};
 use antiphon_core::{Epoch, Lsn, Timeline};
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -169,6 +170,15 @@ pub struct Change {
     pub failure_timeout: Option<Duration>,
 }
 
+/// A parameter that a restart would change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingRestart {
+    /// What the server runs with.
+    pub old_value: Option<String>,
+    /// What its files say.
+    pub new_value: Option<String>,
+}
+
 /// What lists and metrics show beyond what decisions need; refreshed about once a second.
 #[derive(Clone, Debug, Default)]
 pub struct About {
@@ -177,13 +187,15 @@ pub struct About {
     /// When its main process started, as the server writes it.
     pub started: Option<String>,
     /// Parameters that a restart would change.
-    pub pending_restart: Vec<String>,
+    pub pending_restart: BTreeMap<String, PendingRestart>,
     /// Who streams from this server: the server's own view of it, one JSON object a follower.
     pub replication: Vec<serde_json::Value>,
     /// When the last replayed transaction was committed, as the server writes it (a standby).
     pub replayed_at: Option<String>,
     /// Replay is paused (a standby).
     pub replay_paused: bool,
+    /// Where the oldest WAL begins that is still here.
+    pub oldest_wal: Option<Lsn>,
 }
 
 /// Hands on one server. All methods may be called at any time, from any task.

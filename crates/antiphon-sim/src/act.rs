@@ -470,8 +470,8 @@ impl Sim {
         match task {
             Task::Stop(_) => me.restart_requested = false,
             Task::Clone => {
-                agent.cloning_asked = me.reinitialise_requested;
-                me.reinitialise_requested = false;
+                agent.cloning_asked = me.reinitialise_requested.is_some();
+                me.reinitialise_requested = None;
             }
             _ => {}
         }

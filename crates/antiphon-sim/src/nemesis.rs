@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use antiphon_core::ha::cluster::Request;
-use antiphon_core::ha::world::Stored;
+use antiphon_core::ha::world::{Reinitialise, Stored};
 use antiphon_core::settings::SyncMode;
 
 use crate::clock::{MS, SEC, Time};
@@ -435,7 +435,7 @@ impl Sim {
             // It destroys a copy, as a wipe does.
             _ if !leads && !self.destroyed => {
                 self.destroyed = true;
-                agent.world.me.reinitialise_requested = true;
+                agent.world.me.reinitialise_requested = Some(Reinitialise::default());
             }
             _ => {}
         }

@@ -172,6 +172,7 @@ impl Sim {
             server_address: (!here.witness).then(|| server_address(&here.name)),
             api_url: String::new(),
             tags: here.tags.clone(),
+            delayed: false,
             fence: None,
             release: None,
             serving: None,
@@ -184,7 +185,7 @@ impl Sim {
             lease_until: None,
             may_bootstrap: true,
             may_reinitialise: true,
-            reinitialise_requested: false,
+            reinitialise_requested: None,
             restart_requested: false,
         };
         let world = World {
@@ -382,6 +383,7 @@ impl Sim {
             streaming: server.receiver.as_ref().is_some_and(|receiver| receiver.streaming),
             position: known.then_some(end),
             replayed: Lsn(replayed),
+            starved_since: None,
         }
     }
 
@@ -455,6 +457,7 @@ impl Sim {
             upstream: None,
             pending_restart: false,
             disk_full: matches!(&world.local, Local::Database(db) if db.disk_full),
+            ..ServerBrief::default()
         };
         let Local::Database(db) = &world.local else { return brief };
         match &db.server {

@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 
 use crate::agent::assemble::{self, Assembled};
 use crate::agent::command::Command;
+use crate::agent::records::REQUEST;
 use crate::agent::view::View;
 use crate::api;
 use crate::config::{self, LogConfig, LogFormat, LogLevel, NodeConfig, StoreConfig};
@@ -272,15 +273,7 @@ async fn end(
     }
     if matches!(view.borrow().decision.role, Role::Leader { .. }) {
         tracing::info!("handing leadership over before ending");
-        let request =
-            Request { leader: Some(me.clone()), candidate: None, scheduled_at: None, accept_loss: false };
-        let text = serde_json::to_string(&request).unwrap_or_default();
-        let ask = Transaction {
-            expects: vec![("failover".to_owned(), Expect::Absent)],
-            puts: vec![("failover".to_owned(), text)],
-            deletes: Vec::new(),
-        };
-        if store.commit(ask).await.is_ok() {
+        if ask_for_successor(me, store.as_ref()).await {
             // Refused (nobody can lead) or done: either way the request is consumed.
             let gone = |view: &Arc<View>| {
                 !matches!(view.decision.role, Role::Leader { .. }) && released(view)
@@ -295,6 +288,30 @@ async fn end(
         tracing::warn!("the agent did not end within {AGENT_PATIENCE:?}; stopping the server without it");
     }
     stop_server(engine).await;
+}
+
+/// Asks for a hand-over to whoever is best, unless one is asked for already; whether one is asked for. One that
+/// waits for its time is replaced: when that comes, its leader does not lead any more.
+async fn ask_for_successor(me: &antiphon_core::NodeName, store: &dyn Store) -> bool {
+    let ask = async {
+        let stored = store.read().await.ok()?.entries.get(REQUEST).cloned();
+        let waits = |text: &str| {
+            serde_json::from_str::<Request>(text).map_or(true, |wish| wish.scheduled_at.is_some())
+        };
+        if stored.as_ref().is_some_and(|stored| !waits(&stored.value)) {
+            return Some(());
+        }
+        let expect = stored.map_or(Expect::Absent, |stored| Expect::At(stored.revision));
+        let request =
+            Request { leader: Some(me.clone()), candidate: None, scheduled_at: None, accept_loss: false };
+        let ask = Transaction {
+            expects: vec![(REQUEST.to_owned(), expect)],
+            puts: vec![(REQUEST.to_owned(), serde_json::to_string(&request).ok()?)],
+            deletes: Vec::new(),
+        };
+        store.commit(ask).await.ok().map(drop)
+    };
+    tokio::time::timeout(AGENT_PATIENCE, ask).await.is_ok_and(|asked| asked.is_some())
 }
 
 /// Another member leads, or this one's server has stopped for it.

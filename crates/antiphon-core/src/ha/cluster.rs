@@ -297,6 +297,9 @@ pub struct Member {
     pub api_url: String,
     /// Its tags.
     pub tags: Tags,
+    /// Its own file has it replay late (`recovery_min_apply_delay`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delayed: bool,
     /// Its latest fence, if it gave one.
     pub fence: Option<FenceReport>,
     /// Its latest release of leadership, if it gave one.
@@ -306,6 +309,14 @@ pub struct Member {
     /// Permanent slots that are on its server because Antiphon made them: those that it may drop.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub slots: BTreeSet<String>,
+}
+
+impl Member {
+    /// Whether it may acknowledge commits. One that replays late may not: a write that only it has would make
+    /// it the leader, and end its delay.
+    pub fn may_acknowledge(&self) -> bool {
+        self.tags.may_acknowledge() && !self.delayed
+    }
 }
 
 /// The record under `failover`: what an operator asked for.

@@ -20,6 +20,7 @@ struct Report<'a> {
     priority: u32,
     alive: bool,
     has_space: bool,
+    delayed: bool,
 }
 
 /// Whether this member wins the election of `cluster.epoch` now; if not, why.
@@ -54,7 +55,7 @@ pub fn win(world: &World, cluster: &Cluster, cause: &Cause, last: &Leader) -> Re
     let gave_up = matches!(cause, Cause::ServerDied { .. } | Cause::CannotServe { .. });
     let fit = |name: &NodeName| !gave_up || *name != last.name;
     able.sort_by_key(|r| {
-        let fit = (fit(r.name), r.has_space);
+        let fit = (fit(r.name), r.has_space, !r.delayed);
         Reverse((wanted == Some(r.name), fit, r.position, r.priority, Reverse(r.name)))
     });
     match able.iter().position(|report| report.name == world.me.name()) {
@@ -117,6 +118,7 @@ fn reports<'a>(world: &'a World, cluster: &Cluster) -> Vec<Report<'a>> {
                 priority: member.tags.priority(),
                 alive: member.name == *world.me.name() || alive(world, &member.name),
                 has_space: has_space(world, &member.name),
+                delayed: member.delayed,
             })
         })
         .collect()

@@ -15,7 +15,7 @@ use super::slots;
 use super::step::Step;
 use super::why::Why;
 use super::world::{Database, Server, StandbyServer, StopMode, Stopped, Task, World};
-use crate::Instant;
+use crate::{Instant, NodeName};
 
 /// Another member leads.
 pub(super) fn follow(world: &World, leader: &Leader, db: &Database) -> Decision {
@@ -31,6 +31,7 @@ pub(super) fn follow(world: &World, leader: &Leader, db: &Database) -> Decision 
         Server::Stuck { why, .. } => {
             return stop(world, db, rejoining, Why::CannotServe { why: why.clone() }, StopMode::Immediate);
         }
+        Server::Starting { .. } if world.me.reinitialise_requested.is_some() => act(world, leader, db),
         Server::Starting { since } => await_start(world, leader, *since),
         Server::Refused { .. } => Decision::rest(Role::Waiting, Why::WaitingForBootstrap),
         Server::Standby(_) | Server::Stopped(_) | Server::Absent => act(world, leader, db),
@@ -40,6 +41,12 @@ pub(super) fn follow(world: &World, leader: &Leader, db: &Database) -> Decision 
 
 /// The server can be worked on, or needs to be.
 fn act(world: &World, leader: &Leader, db: &Database) -> Decision {
+    let wish = world.me.reinitialise_requested;
+    let on_directory = matches!(db.task, Some((Task::Clone | Task::Rewind | Task::Start, _)));
+    if wish.is_some_and(|wish| wish.force) && on_directory {
+        let step = Step::Stop { mode: StopMode::Fast };
+        return Decision::step(Role::Rejoining, Why::Cloning, step);
+    }
     if let Some((why, at)) = busy(world, db, &[Task::Clone, Task::Rewind, Task::Start]) {
         let role = match (&db.server, db.task) {
             (Server::Standby(standby), None | Some((Task::Checkpoint, _))) => role_of(standby, leader),
@@ -49,8 +56,9 @@ fn act(world: &World, leader: &Leader, db: &Database) -> Decision {
         return at.map_or(decision.clone(), |at| decision.waking(at));
     }
     let Some((serving, address)) = in_office(world, leader) else { return wait_for(world, leader, db) };
-    if db.half_built || db.server == Server::Absent || world.me.reinitialise_requested {
-        let address = cascade::clone_source(world, leader).unwrap_or_else(|| address.to_owned());
+    if db.half_built || db.server == Server::Absent || wish.is_some() {
+        let source = cascade::clone_source(world, leader).filter(|_| wish.is_none_or(|w| !w.from_leader));
+        let address = source.unwrap_or_else(|| address.to_owned());
         let keep_old = db.half_built;
         return Decision::step(Role::Rejoining, Why::Cloning, Step::Clone { address, keep_old });
     }
@@ -66,7 +74,9 @@ fn act(world: &World, leader: &Leader, db: &Database) -> Decision {
     match &db.server {
         Server::Stopped(stopped) => from_rest(world, leader, serving, address, db, stopped),
         Server::Standby(standby) => attach(world, leader, serving, address, db, standby),
-        _ => unreachable!("follow() passes on only what is stopped, absent or in recovery"),
+        _ => unreachable!(
+            "follow() passes on only what is stopped, absent or in recovery, or to be built anew"
+        ),
     }
 }
 
@@ -175,6 +185,9 @@ fn attach(
         if !standby.streaming && standby.position.is_some_and(forked) {
             return rewind(world, leader_address, db);
         }
+        if let Some(decision) = starved(world, leader, leader_address, standby, &upstream.name) {
+            return decision;
+        }
         let decision = Decision::rest(role, Why::Following { upstream: upstream.name });
         return slots::with_slots(world, db, decision);
     }
@@ -200,6 +213,32 @@ fn attach(
         Why::Following { upstream: upstream.name.clone() },
         Step::Follow { upstream, address },
     )
+}
+
+/// The WAL that would follow what is here is gone for good from where this member streams.
+///
+/// All that is here is part of the leader's history, which was compared before: a copy of the leader's data lacks
+/// nothing, so the old directory need not be kept.
+fn starved(
+    world: &World,
+    leader: &Leader,
+    leader_address: &str,
+    standby: &StandbyServer,
+    upstream: &NodeName,
+) -> Option<Decision> {
+    let oldest = cascade::missing(world, upstream)?;
+    let end = standby.position?.lsn;
+    let patience = world.settings.failure_timeout * 5;
+    if world.now.since(standby.starved_since?) < patience {
+        return None;
+    }
+    if world.me.may_reinitialise && !world.settings.pause {
+        let address = cascade::clone_source(world, leader).unwrap_or_else(|| leader_address.to_owned());
+        let step = Step::Clone { address, keep_old: false };
+        return Some(Decision::step(Role::Rejoining, Why::Cloning, step));
+    }
+    let why = Why::WalGone { end, upstream: upstream.clone(), oldest };
+    Some(Decision::rest(Role::Rejoining, why).waking(world.now + patience))
 }
 
 fn role_of(standby: &StandbyServer, leader: &Leader) -> Role {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::decide::Decision;
 use super::step::{NewLogicalSlot, Step};
-use super::world::{Database, Local, LogicalSlot, Server, World};
+use super::world::{Database, Local, LogicalSlot, Peer, Server, World};
 use crate::settings::{PermanentSlot, SlotKind};
 use crate::{Lsn, NodeName};
 
@@ -58,7 +58,8 @@ fn members(world: &World, db: &Database, upkeep: &mut Upkeep) {
         let moves = match (held, to) {
             (None, _) => true,
             (Some(held), Some(to)) => held.is_none_or(|held| worth_moving(held, to)),
-            (Some(_), None) => false,
+            // One that was given up would keep a server from starting that must stream first.
+            (Some(held), None) => held.is_none() && comes_up(world, db, name),
         };
         if moves {
             upkeep.keep.push((slot, to));
@@ -209,6 +210,12 @@ fn vanished(world: &World, name: &NodeName) -> bool {
 /// Streams from the primary here, whether or not its agent is heard: its slot is in use.
 fn attached(db: &Database, name: &NodeName) -> bool {
     matches!(&db.server, Server::Primary(primary) if primary.standbys.iter().any(|standby| standby.name == *name))
+}
+
+/// Its agent is heard and its server neither streams from here nor says how far it is.
+fn comes_up(world: &World, db: &Database, name: &NodeName) -> bool {
+    let heard = |peer: &Peer| peer.heard_within(world.now, world.settings.failure_timeout);
+    world.peers.get(name).is_some_and(heard) && !streams_from_here(world, db, name)
 }
 
 /// PostgreSQL itself moves the slot of a member that streams from this server.

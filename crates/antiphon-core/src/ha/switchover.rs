@@ -117,7 +117,9 @@ pub fn candidate(
         Some(name) => able(name).map(|()| name.clone()),
         None => {
             let best = primary.standbys.iter().filter(|standby| able(&standby.name).is_ok());
-            let priority = |name: &NodeName| world.store.member(name).map_or(0, |m| m.tags.priority());
+            let priority = |name: &NodeName| {
+                world.store.member(name).map_or((false, 0), |m| (!m.delayed, m.tags.priority()))
+            };
             let best = best.max_by_key(|s| (priority(&s.name), s.flushed, std::cmp::Reverse(s.name.clone())));
             best.map(|standby| standby.name.clone())
                 .ok_or_else(|| "no follower is able to lead now".to_owned())

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use super::cluster::{Cluster, Method, Promise, SyncSet};
-use super::world::{PrimaryServer, SyncNames, World};
+use super::world::{PrimaryServer, Standby, SyncNames, World};
 use crate::NodeName;
 use crate::settings::SyncMode;
 
@@ -144,15 +144,27 @@ pub fn target(world: &World, cluster: &Cluster, primary: &PrimaryServer) -> Prom
         let seen = primary.last_streaming.get(name).copied().unwrap_or_default().max(elected);
         stored.contains(name) && world.now.since(seen) < patience
     };
+    let late = late(world, primary);
     let waited_too_long = world
         .settings
         .sync_timeout
         .is_some_and(|limit| primary.waiting_since.is_some_and(|since| world.now.since(since) >= limit));
     let eligible = acknowledgers(world)
         .into_iter()
-        .filter(|name| if waited_too_long { false } else { streaming(name) || kept(name) })
+        .filter(|name| !waited_too_long && !late.contains(name) && (streaming(name) || kept(name)))
         .collect::<Vec<_>>();
     promise_for(world, stored, &eligible)
+}
+
+/// Followers that stream further behind the best one than `maximum_lag_on_syncnode`. Behind the best follower and
+/// not the leader: that one of two is slow is a reason for the other, that all are is none to wait for nobody.
+fn late(world: &World, primary: &PrimaryServer) -> BTreeSet<NodeName> {
+    let Some(most) = world.settings.maximum_lag_on_syncnode else { return BTreeSet::new() };
+    let may = acknowledgers(world);
+    let streaming = || primary.standbys.iter().filter(|s| s.streaming && may.contains(&s.name));
+    let Some(best) = streaming().map(|standby| standby.flushed).max() else { return BTreeSet::new() };
+    let is_late = |standby: &&Standby| standby.flushed.bytes_to(best).is_some_and(|lag| lag > most);
+    streaming().filter(is_late).map(|standby| standby.name.clone()).collect()
 }
 
 /// The promise of a member that has just won: those who can follow it acknowledge its commits.
@@ -174,7 +186,7 @@ pub fn promise_of_winner(world: &World, cluster: &Cluster) -> Promise {
 fn acknowledgers(world: &World) -> Vec<NodeName> {
     let members = world.store.members.values().map(|stored| &stored.value);
     members
-        .filter(|m| m.name != *world.me.name() && m.server_address.is_some() && m.tags.may_acknowledge())
+        .filter(|m| m.name != *world.me.name() && m.server_address.is_some() && m.may_acknowledge())
         .map(|m| m.name.clone())
         .collect()
 }

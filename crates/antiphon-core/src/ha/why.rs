@@ -7,7 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::world::{Link, Task};
-use crate::{Epoch, NodeName};
+use crate::{Epoch, Lsn, NodeName};
 
 /// The reason of a decision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,6 +162,15 @@ pub enum Why {
     },
     /// The directory cannot be rewound, and building it anew is not allowed.
     NeedsReinit,
+    /// The WAL that would follow what is here is gone, and building the directory anew is not allowed.
+    WalGone {
+        /// Where the WAL here ends.
+        end: Lsn,
+        /// Whom it follows.
+        upstream: NodeName,
+        /// Where the WAL there begins.
+        oldest: Lsn,
+    },
     /// Processes of a dead server are being ended.
     ClearingOrphans,
     /// An operator asked for a restart.
@@ -182,6 +191,20 @@ pub enum Why {
         /// What is wrong with it, as the end of a sentence.
         problem: String,
     },
+}
+
+impl Why {
+    /// Nothing goes on before somebody has done what the sentence says.
+    pub fn needs_operator(&self) -> bool {
+        matches!(
+            self,
+            Self::NeedsReinit
+                | Self::WalGone { .. }
+                | Self::ForeignDataDirectory { .. }
+                | Self::DataDirectoryRefused { .. }
+                | Self::RecordUnsound { .. }
+        )
+    }
 }
 
 impl fmt::Display for Why {
@@ -261,6 +284,12 @@ impl fmt::Display for Why {
             Self::NeedsReinit => f.write_str(
                 "the data directory cannot be brought back to the leader's history: run `antiphon reinit` for this \
                  member, or set remove_data_directory_on_diverged_timelines",
+            ),
+            Self::WalGone { end, upstream, oldest } => write!(
+                f,
+                "the WAL here ends at {end}, and what {upstream} still has begins at {oldest}: run `antiphon reinit` for \
+                 this member, set restore_command if an archive has the rest, or set \
+                 remove_data_directory_on_diverged_timelines"
             ),
             Self::ClearingOrphans => f.write_str("ending what is left of a dead server before anything is started"),
             Self::Restarting => f.write_str("restarting the server as asked"),

@@ -54,9 +54,18 @@ pub struct Me {
     /// Removing a data directory that cannot be rewound is allowed (it is renamed if it holds unique WAL).
     pub may_reinitialise: bool,
     /// An operator asked to build this member anew.
-    pub reinitialise_requested: bool,
+    pub reinitialise_requested: Option<Reinitialise>,
     /// An operator asked to restart the server here.
     pub restart_requested: bool,
+}
+
+/// How an operator wants a member to be built anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reinitialise {
+    /// From the leader, also if another member is tagged as the source of base backups.
+    pub from_leader: bool,
+    /// What goes on with the directory meanwhile (a base backup, a rewind, a start) is broken off.
+    pub force: bool,
 }
 
 impl Me {
@@ -170,7 +179,7 @@ pub struct Beat {
 }
 
 /// A server as its agent tells the others; also what lists and metrics show.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerBrief {
     /// Patroni's word for its state: `running`, `streaming`, `starting`, `stopped`, `creating replica`, …
     pub state: String,
@@ -187,6 +196,20 @@ pub struct ServerBrief {
     /// A disk under it has no space left.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub disk_full: bool,
+    /// Where the WAL begins that it can still send, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_wal: Option<Lsn>,
+    /// What an operator has to do there, as a sentence, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// Bytes of old data directories and diverged WAL that are kept there until an operator removes them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub kept_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl ServerBrief {
@@ -384,6 +407,8 @@ pub struct StandbyServer {
     pub position: Option<Position>,
     /// Replayed up to here.
     pub replayed: Lsn,
+    /// It is set to stream and does not, nor does it get WAL in another way: since when.
+    pub starved_since: Option<Instant>,
 }
 
 /// A primary that answers.

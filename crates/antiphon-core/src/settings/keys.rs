@@ -98,7 +98,7 @@ pub const KEYS: &[Key] = &[
     key(
         "maximum_lag_on_syncnode",
         Kind::BytesOrNone { at: |s| &mut s.maximum_lag_on_syncnode },
-        "How much WAL a follower may be behind before another takes its place in the sync set; -1: never for lag.",
+        "How much WAL a follower may be behind the best one and still acknowledge commits; -1: however much.",
     ),
     key(
         "max_timelines_history",

@@ -74,7 +74,10 @@ impl Table {
                 let node = self.node(name);
                 node.slots.retain(|slot, _| !drop.contains(slot));
                 node.logical_slots.retain(|slot, _| !drop.contains(slot));
-                node.slots.extend(keep.iter().cloned());
+                for (slot, to) in keep {
+                    let held = node.slots.get(slot).copied().flatten();
+                    node.slots.insert(slot.clone(), to.or(held).or(Some(node.wal.lsn)));
+                }
                 node.logical_slots.extend(logical.iter().map(|new| (new.name.clone(), made(new))));
                 true
             }
@@ -124,7 +127,7 @@ impl Table {
             Step::Clone { .. } => {
                 node.half_built = true;
                 node.run = Run::Absent;
-                node.reinitialise_requested = false;
+                node.reinitialise_requested = None;
             }
             Step::Stop { .. } => node.restart_requested = false,
             _ => {}

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use antiphon_core::ha::cluster::{Position, Promise, Request, SyncSet};
-use antiphon_core::ha::world::{LogicalSlot, Stored};
+use antiphon_core::ha::world::{LogicalSlot, Reinitialise, Stored};
 use antiphon_core::settings::{Settings, span};
 use antiphon_core::{Lsn, NodeName, Timeline};
 use serde_json::{Map, Value, json};
@@ -112,6 +112,7 @@ fn set_tag(node: &mut Node, tag: &str) -> Result<(), String> {
         ("may-reinitialise", _) => node.may_reinitialise = true,
         ("nofailover", value) => node.tags.nofailover = value != "no",
         ("nosync", _) => node.tags.nosync = true,
+        ("delayed", _) => node.delayed = true,
         ("clonefrom", _) => node.tags.clonefrom = true,
         ("priority", value) => node.tags.failover_priority = value.parse().ok(),
         ("replicatefrom", value) => node.tags.replicatefrom = Some(node_name(value)?),
@@ -151,6 +152,7 @@ fn happen(table: &mut Table, what: &str, name: &str, how: &[&str]) -> Result<(),
         ("hears", [other]) => drop(node.deaf_to.remove(&node_name(other)?)),
         ("disk", ["full"]) => node.disk_full = true,
         ("disk", ["space"]) => node.disk_full = false,
+        ("trim", []) => node.oldest_wal = node.wal.lsn,
         ("detach", []) => node.detached = true,
         ("attach", []) => node.detached = false,
         // What PostgreSQL 17 and newer does by itself.
@@ -161,7 +163,10 @@ fn happen(table: &mut Table, what: &str, name: &str, how: &[&str]) -> Result<(),
         }
         ("lacks", [slot]) => drop(node.logical_slots.remove(*slot)),
         ("restart", []) => node.restart_requested = true,
-        ("reinit", []) => node.reinitialise_requested = true,
+        ("reinit", how) => {
+            let [from_leader, force] = ["from-leader", "force"].map(|word| how.contains(&word));
+            node.reinitialise_requested = Some(Reinitialise { from_leader, force });
+        }
         ("slow", [work, span]) => drop(node.slow.insert((*work).to_owned(), duration(span)?)),
         ("fail", [work, error]) => drop(node.failing.insert((*work).to_owned(), (*error).to_owned())),
         ("heal", [work]) => {

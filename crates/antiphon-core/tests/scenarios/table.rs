@@ -11,8 +11,8 @@ use antiphon_core::ha::decide::{Decision, decide};
 use antiphon_core::ha::role::Role;
 use antiphon_core::ha::step::Step;
 use antiphon_core::ha::world::{
-    Beat, Database, Failure, Knock, Link, Local, LogicalSlot, Me, Peer, PrimaryServer, Server, ServerBrief,
-    Standby, StandbyServer, Stopped, StoreView, SyncNames, Task, Upstream, World,
+    Beat, Database, Failure, Knock, Link, Local, LogicalSlot, Me, Peer, PrimaryServer, Reinitialise, Server,
+    ServerBrief, Standby, StandbyServer, Stopped, StoreView, SyncNames, Task, Upstream, World,
 };
 use antiphon_core::settings::Settings;
 use antiphon_core::{Epoch, Instant, Lsn, NodeName};
@@ -38,6 +38,7 @@ pub enum Run {
 pub struct Node {
     pub name: NodeName,
     pub tags: Tags,
+    pub delayed: bool,
     pub witness: bool,
     pub agent_up: bool,
     pub host_up: bool,
@@ -50,11 +51,14 @@ pub struct Node {
     pub fenced: Epoch,
     pub lease_until: Option<Instant>,
     pub may_reinitialise: bool,
-    pub reinitialise_requested: bool,
+    pub reinitialise_requested: Option<Reinitialise>,
     pub restart_requested: bool,
     pub identifier: Option<String>,
     pub run: Run,
     pub wal: Position,
+    /// Where the WAL begins that is still here.
+    pub oldest_wal: Lsn,
+    pub starved_since: Option<Instant>,
     pub history: Vec<Position>,
     pub half_built: bool,
     pub disk_full: bool,
@@ -79,6 +83,7 @@ impl Node {
         Self {
             name,
             tags: Tags::default(),
+            delayed: false,
             witness: false,
             agent_up: true,
             host_up: true,
@@ -89,11 +94,13 @@ impl Node {
             fenced: Epoch(0),
             lease_until: None,
             may_reinitialise: false,
-            reinitialise_requested: false,
+            reinitialise_requested: None,
             restart_requested: false,
             identifier: None,
             run: Run::Absent,
             wal: Position::default(),
+            oldest_wal: Lsn(0),
+            starved_since: None,
             history: Vec::new(),
             half_built: false,
             disk_full: false,
@@ -237,6 +244,7 @@ impl Table {
                 let node = self.nodes.get_mut(&name).expect("its own name");
                 let Run::Standby { streaming, .. } = &mut node.run else { continue };
                 *streaming = source.is_some();
+                node.starved_since = if *streaming { None } else { node.starved_since.or(Some(self.now)) };
                 if let Some((wal, history)) = source {
                     (node.wal, node.history) = (wal, history);
                 }
@@ -266,7 +274,9 @@ impl Table {
             && !node.detached
             && !node.deaf_to.contains(&source.name)
             && !source.deaf_to.contains(name);
-        (serves && connected && node.wal <= source.wal).then(|| (source.wal, source.history.clone()))
+        let has_what_follows = node.wal.lsn >= source.oldest_wal;
+        (serves && connected && has_what_follows && node.wal <= source.wal)
+            .then(|| (source.wal, source.history.clone()))
     }
 
     pub fn followers(&self, name: &NodeName) -> Vec<NodeName> {
@@ -322,6 +332,7 @@ impl Table {
                 server_address: (!node.witness).then(|| node.address()),
                 api_url: format!("http://{}:8008", node.name),
                 tags: node.tags.clone(),
+                delayed: node.delayed,
                 fence: published.and_then(|member| member.fence),
                 release: published.and_then(|member| member.release),
                 serving: None,
@@ -367,6 +378,7 @@ impl Table {
                 streaming,
                 position: Some(node.wal),
                 replayed: node.wal.lsn,
+                starved_since: node.starved_since.filter(|_| !streaming),
             }),
             Run::Primary { sync, proven, checkpointed } => {
                 let followers = self.followers(&node.name).into_iter();
@@ -416,6 +428,8 @@ impl Table {
                 upstream,
                 pending_restart: false,
                 disk_full: node.disk_full,
+                oldest_wal: has_data.then_some(node.oldest_wal),
+                ..ServerBrief::default()
             },
             slots: BTreeMap::new(),
         }

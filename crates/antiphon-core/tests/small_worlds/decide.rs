@@ -10,8 +10,8 @@ use antiphon_core::ha::step::Step;
 use antiphon_core::ha::sync::covers;
 use antiphon_core::ha::why::Why;
 use antiphon_core::ha::world::{
-    Database, Failure, Local, PrimaryServer, Server, Standby, StandbyServer, StopMode, Stopped, SyncNames,
-    Task, Upstream, World,
+    Database, Failure, Local, PrimaryServer, Reinitialise, Server, Standby, StandbyServer, StopMode, Stopped,
+    SyncNames, Task, Upstream, World,
 };
 use antiphon_core::settings::SyncMode;
 use antiphon_core::{Epoch, Lsn, Timeline};
@@ -62,6 +62,7 @@ fn standby(upstream: Option<(&str, Epoch)>, known: bool) -> Server {
         streaming,
         position: known.then(|| position(3, 1000)),
         replayed: Lsn(1000),
+        starved_since: None,
     })
 }
 
@@ -207,8 +208,9 @@ fn every_wish_failure_and_setting_keeps_every_law() {
         };
         database_mut(&mut world).failed =
             failed.map(|task| Failure { task, at: NOW - ago, times: 3, error: "no space".to_owned() });
-        (world.me.restart_requested, world.me.reinitialise_requested, world.me.may_reinitialise) = *gen_
-            .of(&[(false, false, false), (true, false, false), (false, true, false), (false, false, true)]);
+        let wish = Some(Reinitialise::default());
+        (world.me.restart_requested, world.me.reinitialise_requested, world.me.may_reinitialise) =
+            *gen_.of(&[(false, None, false), (true, None, false), (false, wish, false), (false, None, true)]);
         lease(&mut world, gen_.below(2));
         match gen_.below(4) {
             0 => {}
@@ -228,7 +230,7 @@ fn shown(world: &World, decision: &Decision) -> String {
     let db = database(world);
     format!(
         "\n{decision:#?}\nphase {:?} of {}, sync {:?}\n{:?}\ntask {:?}, failed {:?}, half built {}, fenced {}, lease {:?}, \
-         pause {}, restart {}, reinit {}",
+         pause {}, restart {}, reinit {:?}",
         cluster.phase,
         cluster.epoch,
         cluster.sync,
@@ -323,10 +325,10 @@ fn no_world_replaces_data_unasked_or_without_keeping_the_old(world: &World, deci
     for step in &decision.steps {
         let allowed = match step {
             Step::Clone { keep_old: true, .. } => {
-                db.half_built || world.me.may_reinitialise || world.me.reinitialise_requested
+                db.half_built || world.me.may_reinitialise || world.me.reinitialise_requested.is_some()
             }
             Step::Clone { keep_old: false, .. } => {
-                db.server == Server::Absent || world.me.reinitialise_requested
+                db.server == Server::Absent || world.me.reinitialise_requested.is_some()
             }
             Step::Initialise => {
                 let mine =

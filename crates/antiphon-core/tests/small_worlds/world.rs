@@ -33,6 +33,7 @@ pub fn member(text: &str) -> Member {
         server_address: Some(format!("{text}:5432")),
         api_url: format!("http://{text}:8008"),
         tags: Tags::default(),
+        delayed: false,
         fence: None,
         release: None,
         serving: None,
@@ -71,7 +72,7 @@ pub fn peer(text: &str) -> Peer {
         replayed: Some(Lsn(1000)),
         upstream: Some(name("a")),
         pending_restart: false,
-        disk_full: false,
+        ..ServerBrief::default()
     };
     let beat = Beat { name: name(text), suspects: None, leads: None, server, slots: BTreeMap::new() };
     Peer {
@@ -115,7 +116,7 @@ pub fn world(cluster: Cluster, server: Server) -> World {
             lease_until: Some(NOW + Duration::from_secs(4)),
             may_bootstrap: true,
             may_reinitialise: false,
-            reinitialise_requested: false,
+            reinitialise_requested: None,
             restart_requested: false,
         },
         settings: Settings::default(),

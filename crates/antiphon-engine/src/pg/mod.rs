@@ -13,6 +13,7 @@ mod fence;
 mod files;
 mod initialise;
 pub mod knock;
+mod least;
 mod logical_slots;
 mod observe;
 mod probe;

@@ -39,6 +39,8 @@ pub(super) struct Memory {
     /// The highest timeline in a standby's `pg_wal`, and when that was seen.
     timeline: Option<SeenTimeline>,
     was_receiving: bool,
+    /// Where the WAL of a standby ends that is to stream and does not, and since when.
+    starved: Option<(Lsn, Instant)>,
     history: Option<(Timeline, Vec<Position>)>,
     waiting: BTreeMap<(i64, String), Instant>,
     last_streaming: BTreeMap<NodeName, Instant>,

@@ -100,7 +100,13 @@ impl Supervisor {
     }
 
     /// Starts the main process, which outlives this one.
-    pub(super) fn spawn(&self, postgres: &Path, config: &Path, log: &Path) -> io::Result<()> {
+    pub(super) fn spawn(
+        &self,
+        postgres: &Path,
+        config: &Path,
+        settings: &[String],
+        log: &Path,
+    ) -> io::Result<()> {
         if self.processes() != Processes::None {
             return Err(io::Error::other("a server process is there already"));
         }
@@ -112,6 +118,7 @@ impl Supervisor {
         setting.push(config);
         let mut command = tokio::process::Command::new(postgres);
         command.arg("-D").arg(&self.data).arg("-c").arg(setting);
+        command.args(settings.iter().flat_map(|setting| ["-c", setting]));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         // A group of its own: a signal from the terminal is for the agent, not for the server.
         command.process_group(0).env_remove("NOTIFY_SOCKET").current_dir("/");

@@ -19,9 +19,12 @@ struct Slot {
     name: String,
     active: bool,
     at: Option<Lsn>,
+    /// PostgreSQL gave it up (`max_slot_wal_keep_size`): nobody can ever stream with it again.
+    lost: bool,
 }
 
-const LIST: &str = "SELECT slot_name::text, active, restart_lsn::text FROM pg_replication_slots";
+const LIST: &str = "SELECT slot_name::text, active, restart_lsn::text, coalesce(wal_status = 'lost', false) \
+     FROM pg_replication_slots";
 const CREATE: &str = "SELECT pg_create_physical_replication_slot($1::text::name, true)";
 const ADVANCE: &str = "SELECT pg_replication_slot_advance($1::text::name, least(($2::text)::pg_lsn, \
      CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)) \
@@ -39,6 +42,7 @@ impl Inner {
     ) -> Result<(), EngineError> {
         let client = self.connect().await?;
         let slots = list(&client).await?;
+        let oldest = lock(&self.about).oldest_wal;
         let mut first_error = None;
         let mut note = |result: Result<(), EngineError>| {
             if let Err(error) = result {
@@ -50,6 +54,18 @@ impl Inner {
             match slots.iter().find(|slot| slot.name == *name) {
                 None => {
                     note(change(&client, &format!("create the slot {name}"), CREATE, &[name]).await);
+                }
+                // Made anew for who can stream from here, and not to hold WAL for who never will.
+                Some(Slot { active: false, lost: true, .. }) => {
+                    if to.zip(oldest).is_some_and(|(to, oldest)| to < oldest) {
+                        continue;
+                    }
+                    tracing::info!(slot = name, "making a slot anew that had lost the WAL it was to keep");
+                    let dropped = change(&client, &format!("drop the lost slot {name}"), DROP, &[name]).await;
+                    note(match dropped {
+                        Ok(()) => change(&client, &format!("create the slot {name}"), CREATE, &[name]).await,
+                        Err(error) => Err(error),
+                    });
                 }
                 Some(Slot { active: false, at: Some(at), .. }) => {
                     let Some(to) = to.filter(|to| to > at) else { continue };
@@ -83,7 +99,8 @@ async fn list(client: &Client) -> Result<Vec<Slot>, EngineError> {
     let rows = within("list the slots", QUICK, client.query(LIST, &[])).await?;
     let read = |row: &tokio_postgres::Row| -> Result<Slot, tokio_postgres::Error> {
         let at: Option<String> = row.try_get(2)?;
-        Ok(Slot { name: row.try_get(0)?, active: row.try_get(1)?, at: at.and_then(|at| at.parse().ok()) })
+        let at = at.and_then(|at| at.parse().ok());
+        Ok(Slot { name: row.try_get(0)?, active: row.try_get(1)?, at, lost: row.try_get(3)? })
     };
     let slots: Result<_, _> = rows.iter().map(read).collect();
     slots.map_err(|source| EngineError::Sql { what: "read the list of slots".to_owned(), source })

@@ -84,11 +84,16 @@ impl Inner {
         })
         .await?;
         self.write_role(&mut role, next).await?;
-        self.spawn(&binaries).await?;
+        let least = self.least(&binaries).await;
+        self.spawn(&binaries, &least).await?;
         // The server reads what was written before it started: there is nothing to prove.
         self.receiver_off.store(receiver_off, Ordering::SeqCst);
         drop(role);
         self.wait_until_it_answers().await?;
+        if !least.is_empty() {
+            // It compares what it was started with with its files only when it reads them again.
+            self.tell_server().await?;
+        }
         self.tell_of_start("replica");
         Ok(())
     }
@@ -107,15 +112,15 @@ impl Inner {
         })
         .await?;
         self.write_role(&mut role, next).await?;
-        self.spawn(&binaries).await?;
+        self.spawn(&binaries, &[]).await?;
         drop(role);
         self.wait_until_it_answers().await?;
         self.tell_of_start("primary");
         Ok(())
     }
 
-    /// Starts the main process on the configuration that is written.
-    async fn spawn(&self, binaries: &Binaries) -> Result<(), EngineError> {
+    /// Starts the main process on the configuration that is written, and these settings on top.
+    async fn spawn(&self, binaries: &Binaries, settings: &[String]) -> Result<(), EngineError> {
         let postgres = binaries.program("postgres")?;
         let paths = self.paths.clone();
         let cleaned = tokio::task::spawn_blocking(move || config::clean_auto_conf(&paths)).await;
@@ -129,7 +134,7 @@ impl Inner {
             );
         }
         self.process
-            .spawn(&postgres, &self.paths.config(), &self.paths.log())
+            .spawn(&postgres, &self.paths.config(), settings, &self.paths.log())
             .map_err(|source| EngineError::Io { what: what.to_owned(), source })
     }
 

@@ -1,10 +1,11 @@
 //! Start, stop, death and adoption of one server.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use antiphon_core::ha::world::{Server, StopMode, SyncNames, Task};
 use antiphon_core::{Epoch, Timeline};
-use antiphon_engine::{Change, Engine, EngineError, Work};
+use antiphon_engine::{Change, Engine, EngineError, PendingRestart, Work};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -172,7 +173,10 @@ fn a_setting_that_needs_a_restart_is_reported_and_others_take_effect() {
         parameters.insert("max_connections".into(), "40".into());
         let change = Change { parameters, ..Change::default() };
         assert!(member.engine.reload(change).await.expect("reloaded"));
-        member.until(|_| member.engine.about().pending_restart == ["max_connections"]).await;
+        let value = |text: &str| Some(text.to_owned());
+        let change = PendingRestart { old_value: value("30"), new_value: value("40") };
+        let pending = BTreeMap::from([("max_connections".to_owned(), change)]);
+        member.until(|_| member.engine.about().pending_restart == pending).await;
     });
 }
 

@@ -21,6 +21,7 @@ use super::clock;
 use super::command::{COMMANDS_MAX, Command};
 use super::guard::Guard;
 use super::journal::Journal;
+use super::kept::KeptDirectories;
 use super::observe::{Firsts, Own};
 use super::records::Records;
 use super::run::Agent;
@@ -96,6 +97,7 @@ pub async fn assemble(file: &Path, config: &NodeConfig) -> anyhow::Result<Assemb
     let state_dir = config.postgresql.as_ref().map_or_else(|| witness_dir(config), |pg| pg.state_dir.clone());
     let directories = config.postgresql.as_ref().map(|pg| (pg.data_dir.clone(), pg.state_dir.clone()));
     let described = describe(config, &peer_address);
+    let kept = KeptDirectories::new(directories.clone());
     let replace = config.postgresql.as_ref().is_some_and(|pg| {
         pg.remove_data_directory_on_diverged_timelines || pg.remove_data_directory_on_rewind_failure
     });
@@ -108,7 +110,7 @@ pub async fn assemble(file: &Path, config: &NodeConfig) -> anyhow::Result<Assemb
             lease_until: None,
             may_bootstrap: !joins,
             may_reinitialise: replace,
-            reinitialise_requested: false,
+            reinitialise_requested: None,
             restart_requested: false,
         },
         hands: Hands {
@@ -131,6 +133,7 @@ pub async fn assemble(file: &Path, config: &NodeConfig) -> anyhow::Result<Assemb
         upkeep: Upkeep::new(store.clone(), raft, config.name.clone(), first_peers),
         journal: Journal::new(state_dir.join("journal.jsonl")),
         guard: Guard::new(directories),
+        kept,
         firsts: Firsts::default(),
         records: Arc::new(Records::default()),
         store_seen: 0,
@@ -174,23 +177,36 @@ pub fn listen_text(listen: &Listen) -> String {
     Address { host: host.to_owned(), port: listen.port }.to_string()
 }
 
-fn describe(config: &NodeConfig, peer_address: &str) -> Member {
+/// What a file says of a member that can change while its agent runs: its tags, and whether it replays late.
+pub(super) fn traits(config: &NodeConfig) -> (Tags, bool) {
     let tags = &config.tags;
+    let tags = Tags {
+        nofailover: tags.nofailover,
+        failover_priority: (tags.failover_priority != 1).then_some(tags.failover_priority),
+        noloadbalance: tags.noloadbalance,
+        clonefrom: tags.clonefrom,
+        replicatefrom: tags.replicatefrom.clone(),
+        nosync: tags.nosync || tags.sync_priority == 0,
+        custom: tags.custom.clone(),
+    };
+    // The file's own alone: what all members do makes none of them another.
+    let delays = config.postgresql.iter().flat_map(|pg| pg.parameters.iter().chain(&pg.recovery_conf));
+    let delayed = delays
+        .filter(|(name, _)| name.eq_ignore_ascii_case("recovery_min_apply_delay"))
+        .any(|(_, span)| span.contains(|digit: char| matches!(digit, '1'..='9')));
+    (tags, delayed)
+}
+
+fn describe(config: &NodeConfig, peer_address: &str) -> Member {
+    let (tags, delayed) = traits(config);
     Member {
         format: FORMAT,
         name: config.name.clone(),
         peer_address: peer_address.to_owned(),
         server_address: config.postgresql.as_ref().map(|pg| pg.connect_address.to_string()),
         api_url: format!("http://{}/patroni", config.restapi.connect_address),
-        tags: Tags {
-            nofailover: tags.nofailover,
-            failover_priority: (tags.failover_priority != 1).then_some(tags.failover_priority),
-            noloadbalance: tags.noloadbalance,
-            clonefrom: tags.clonefrom,
-            replicatefrom: tags.replicatefrom.clone(),
-            nosync: tags.nosync || tags.sync_priority == 0,
-            custom: tags.custom.clone(),
-        },
+        tags,
+        delayed,
         fence: None,
         release: None,
         serving: None,

@@ -1,6 +1,7 @@
 //! Commands: what an operator can ask of one agent. What concerns the whole cluster is written to the store
 //! instead, so that it survives the agent that was asked.
 
+use antiphon_core::ha::world::Reinitialise;
 use tokio::sync::oneshot;
 
 /// An order to this agent.
@@ -18,6 +19,8 @@ pub enum Command {
     },
     /// Build the data directory here anew from another member.
     Reinitialise {
+        /// From whom, and whether what goes on is broken off.
+        how: Reinitialise,
         /// Answered when the work has begun, or with why it cannot.
         done: oneshot::Sender<Result<(), String>>,
     },

@@ -76,6 +76,7 @@ mod tests {
             server_address: None,
             api_url: String::new(),
             tags: Tags::default(),
+            delayed: false,
             fence: None,
             release: None,
             serving: None,
@@ -97,7 +98,7 @@ mod tests {
             replayed: None,
             upstream: None,
             pending_restart: false,
-            disk_full: false,
+            ..ServerBrief::default()
         };
         let name: NodeName = name.parse().expect("a name");
         let beat =

@@ -62,7 +62,11 @@ impl Journal {
             return;
         }
         if self.last.as_ref().is_none_or(|(why, _)| *why != sentence) {
-            tracing::info!("{sentence}");
+            if decision.why.needs_operator() {
+                tracing::error!("{sentence}");
+            } else {
+                tracing::info!("{sentence}");
+            }
         }
         let epoch = world.store.cluster.as_ref().map_or(0, |cluster| cluster.value.epoch.0);
         let line = json!({

@@ -6,14 +6,15 @@
 mod act;
 pub mod assemble;
 mod beats;
-mod brief;
-mod clock;
+pub(crate) mod brief;
+pub(crate) mod clock;
 pub mod command;
 pub mod guard;
 pub mod identity;
 mod journal;
+mod kept;
 mod observe;
-mod records;
+pub(crate) mod records;
 mod run;
 mod settings;
 mod upkeep;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use antiphon_core::ha::cluster::{Member, Phase, Request};
-use antiphon_core::ha::world::{Database, Link, Local, Me, Peer, StoreView, Stored, World};
+use antiphon_core::ha::world::{Database, Link, Local, Me, Peer, Reinitialise, StoreView, Stored, World};
 use antiphon_core::settings::Settings;
 use antiphon_core::{Epoch, Instant, NodeName};
 use antiphon_peer::Peers;
@@ -62,7 +62,7 @@ pub struct Own {
     /// The file lets a directory that cannot be rewound be replaced.
     pub may_reinitialise: bool,
     /// Asked for by an operator.
-    pub reinitialise_requested: bool,
+    pub reinitialise_requested: Option<Reinitialise>,
     /// Asked for by an operator.
     pub restart_requested: bool,
 }

@@ -21,6 +21,7 @@ use antiphon_store::{Snapshot, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::act::{Hands, Renewed};
+use super::assemble;
 use super::beats::Beats;
 use super::brief;
 use super::clock;
@@ -28,11 +29,12 @@ use super::command::Command;
 use super::guard::Guard;
 use super::identity::{self, Name};
 use super::journal::Journal;
+use super::kept::KeptDirectories;
 use super::observe::{self, Firsts, Own};
 use super::records::{self, Records};
 use super::settings::SettingsInForce;
 use super::upkeep::Upkeep;
-use super::view::View;
+use super::view::{ServerFacts, View};
 
 /// How often an agent looks again where things move: an election, a promotion, a rejoin.
 const BRISK: Duration = Duration::from_millis(15);
@@ -55,6 +57,7 @@ pub struct Agent {
     pub(super) upkeep: Upkeep,
     pub(super) journal: Journal,
     pub(super) guard: Guard,
+    pub(super) kept: KeptDirectories,
     pub(super) firsts: Firsts,
     pub(super) records: Arc<Records>,
     pub(super) store_seen: u64,
@@ -160,7 +163,8 @@ impl Agent {
         known.name = known.name || (known.store && self.is_named(&world)?);
         let ready = known.name && known.store;
         let decision = if ready { decide(&world) } else { hold(&world) };
-        self.tell(&world, &decision);
+        let facts = self.facts().await;
+        self.tell(&world, &decision, &facts);
         self.journal.note(&world, &decision);
         let server = match &world.local {
             Local::Database(db) => Some(&db.server),
@@ -169,14 +173,19 @@ impl Agent {
         let ttl = world.settings.ttl;
         let outcome = self.hands.carry_out(&decision.steps, &self.records, server, ttl).await;
         match outcome {
-            Ok(done) => self.own.lease_until = done.lease_until.or(self.own.lease_until),
+            Ok(done) => {
+                self.own.lease_until = done.lease_until.or(self.own.lease_until);
+                if decision.steps.iter().any(|step| matches!(step, Step::Clone { .. })) {
+                    self.own.reinitialise_requested = None;
+                }
+            }
             Err(error) => self.journal.complain(&decision, &sentence(&error), world.now),
         }
         if ready {
             self.guard.follow(&world, self.own.lease_until);
         }
         self.after(&world, &decision).await;
-        self.show(&world, &decision);
+        self.show(&world, &decision, facts);
         Ok(pause(&world, &decision))
     }
 
@@ -220,17 +229,16 @@ impl Agent {
     }
 
     /// Tells the other members by heartbeat, and the heartbeats whom to watch over.
-    fn tell(&mut self, world: &World, decision: &Decision) {
+    fn tell(&mut self, world: &World, decision: &Decision, facts: &ServerFacts) {
         let leads = match (&decision.role, &world.local) {
             (Role::Leader { epoch }, _) => Some(*epoch),
             _ => None,
         };
-        let pending_restart = self.engine.as_ref().is_some_and(|e| !e.about().pending_restart.is_empty());
         self.beats.say(Beat {
             name: world.me.name().clone(),
             suspects: decision.suspects,
             leads,
-            server: brief::server(world, decision, pending_restart),
+            server: brief::server(world, decision, facts),
             slots: if leads.is_some() { slots::permanent_positions(world) } else { BTreeMap::new() },
         });
         let leader = world.store.cluster.as_ref().and_then(|cluster| match &cluster.value.phase {
@@ -256,7 +264,7 @@ impl Agent {
         }
         if matches!(decision.role, Role::Leader { .. } | Role::Promoting { .. }) {
             // Asked for as a follower: carried out after a later hand-over, it would surprise everyone.
-            self.own.reinitialise_requested = false;
+            self.own.reinitialise_requested = None;
         }
         if self.restarting.as_ref().is_some_and(oneshot::Sender::is_closed) {
             // Whoever asked was told that it did not come to it, or went away.
@@ -278,14 +286,16 @@ impl Agent {
                 // Who asked may have gone away.
                 let _ = done.send(Ok(()));
             }
-            if matches!(db.task, Some((antiphon_core::ha::world::Task::Clone, _))) {
-                self.own.reinitialise_requested = false;
-            }
         }
     }
 
-    fn show(&mut self, world: &World, decision: &Decision) {
-        let facts = brief::facts(self.engine.as_deref(), self.upkeep.semi_sync());
+    /// Figures of the server that decide nothing.
+    async fn facts(&mut self) -> ServerFacts {
+        let kept = self.kept.look().await;
+        brief::facts(self.engine.as_deref(), self.upkeep.semi_sync(), kept)
+    }
+
+    fn show(&mut self, world: &World, decision: &Decision, facts: ServerFacts) {
         let view = View {
             scope: self.scope.clone(),
             world: Arc::new(world.clone()),
@@ -346,10 +356,14 @@ impl Agent {
                 }
             }
             Command::Reload { done } => {
-                let answer = self.settings.reload().await;
+                let answer = self.settings.reload().await.map(|(file, pending)| {
+                    // Published with the next decision, as everything else that this member says of itself.
+                    (self.own.described.tags, self.own.described.delayed) = assemble::traits(&file);
+                    pending
+                });
                 let _ = done.send(answer);
             }
-            Command::Reinitialise { done } => {
+            Command::Reinitialise { how, done } => {
                 let leads = self.records.cluster.as_ref().and_then(|c| c.value.leader());
                 let answer = match (&self.engine, leads) {
                     (None, _) => Err("this member is a witness and has no data to build".to_owned()),
@@ -358,7 +372,7 @@ impl Agent {
                     }
                     (_, None) => Err("there is no leader to copy from".to_owned()),
                     (Some(_), Some(_)) => {
-                        self.own.reinitialise_requested = true;
+                        self.own.reinitialise_requested = Some(how);
                         Ok(())
                     }
                 };

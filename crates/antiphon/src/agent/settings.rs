@@ -68,19 +68,20 @@ impl SettingsInForce {
         }
     }
 
-    /// Reads the node file again and reloads the server.
+    /// Reads the node file again and reloads the server: what the file says, and the parameters that now wait for
+    /// a restart.
     ///
     /// # Errors
     /// In words, if the file has mistakes or the server does not reload; the old settings stay in force.
-    pub async fn reload(&mut self) -> Result<Vec<String>, String> {
+    pub async fn reload(&mut self) -> Result<(NodeConfig, Vec<String>), String> {
         let env: BTreeMap<String, String> = std::env::vars().collect();
         let config = config::load(&self.file, &env).map_err(|errors| errors.to_string())?;
-        self.postgresql = config.postgresql;
+        self.postgresql = config.postgresql.clone();
         let (Some(engine), Some(change)) = (self.engine.clone(), self.change()) else {
-            return Ok(Vec::new());
+            return Ok((config, Vec::new()));
         };
         let pending = engine.reload(change).await.map_err(|error| sentence(&error))?;
-        Ok(if pending { engine.about().pending_restart } else { Vec::new() })
+        Ok((config, if pending { engine.about().pending_restart.into_keys().collect() } else { Vec::new() }))
     }
 
     fn resolve(&self, document: &Value) -> Option<Settings> {

@@ -3,11 +3,14 @@
 //! The HTTP API, the command line, the metrics and the demo read this and nothing else of the agent, so a
 //! slow reader can hold up no decision.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use antiphon_core::Lsn;
 use antiphon_core::ha::decide::Decision;
 use antiphon_core::ha::world::World;
+use antiphon_engine::PendingRestart;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -61,7 +64,7 @@ pub struct ServerFacts {
     /// `pg_postmaster_start_time()` as text, if it runs.
     pub started: Option<String>,
     /// Settings that wait for a restart.
-    pub pending_restart: Vec<String>,
+    pub pending_restart: BTreeMap<String, PendingRestart>,
     /// `pg_stat_replication` of this server, for `GET /patroni`: one JSON object a follower with `usename`,
     /// `application_name`, `client_addr`, `state`, `sync_state`, `sync_priority`.
     pub replication: Vec<Value>,
@@ -69,8 +72,21 @@ pub struct ServerFacts {
     pub replayed_at: Option<String>,
     /// Replay is paused.
     pub replay_paused: bool,
+    /// Where the oldest WAL begins that is still here.
+    pub oldest_wal: Option<Lsn>,
     /// Semi-sync counters, as MySQL has them.
     pub semi_sync: SemiSync,
+    /// Old data directories and diverged WAL that wait for an operator.
+    pub kept: Vec<Kept>,
+}
+
+/// A directory that is kept because it holds, or may hold, what no other member has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    /// Which.
+    pub path: PathBuf,
+    /// Bytes of the files in it.
+    pub bytes: u64,
 }
 
 /// What MySQL calls `Rpl_semi_sync_source_*`.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use antiphon_core::NodeName;
+use antiphon_core::ha::world::{Database, Local, Reinitialise, Task};
 use antiphon_core::settings::span;
 use antiphon_store::{Expect, Transaction};
 use hyper::body::Incoming;
@@ -172,11 +173,7 @@ pub(super) async fn reload(api: &Api) -> Result<Reply, Refusal> {
 /// `POST /reinitialize`. The source is chosen by the agent, which also ends work that goes on.
 pub(super) async fn reinitialise(api: &Api, request: Request<Incoming>) -> Result<Reply, Refusal> {
     let body = body::object_or_nothing(request).await?;
-    let known = ["force", "from_leader"];
-    if let Some(unknown) = body.keys().find(|key| !known.contains(&key.as_str())) {
-        let text = format!("{unknown:?} means nothing here; known are {}", known.join(", "));
-        return Err(refuse(StatusCode::BAD_REQUEST, text));
-    }
+    let how = wish(&body)?;
     let view = api.view.borrow().clone();
     let refused = |text: &str| Err(refuse(StatusCode::SERVICE_UNAVAILABLE, text));
     match members::leader(&view) {
@@ -186,10 +183,35 @@ pub(super) async fn reinitialise(api: &Api, request: Request<Incoming>) -> Resul
         }
         Some(_) => {}
     }
-    match ask(api, ANSWER_MAX, |done| Command::Reinitialise { done }).await? {
+    let task = match &view.world.local {
+        Local::Database(Database { task: Some((task @ (Task::Clone | Task::Rewind), _)), .. }) => Some(task),
+        Local::Database(_) | Local::Witness => None,
+    };
+    if let Some(task) = task.filter(|_| !how.force) {
+        return refused(&format!("{task} already in progress; force breaks it off"));
+    }
+    match ask(api, ANSWER_MAX, |done| Command::Reinitialise { how, done }).await? {
         Ok(()) => Ok(text(StatusCode::OK, "reinitialize started")),
         Err(error) => refused(&error),
     }
+}
+
+/// How a member is to be built anew. Patroni's documentation writes `from-leader` and its code `from_leader`.
+fn wish(body: &Map<String, Value>) -> Result<Reinitialise, Refusal> {
+    let mut how = Reinitialise::default();
+    for (key, value) in body {
+        let flag = match key.as_str() {
+            "force" => &mut how.force,
+            "from-leader" | "from_leader" => &mut how.from_leader,
+            unknown => {
+                let text = format!("{unknown:?} means nothing here; known are force, from-leader");
+                return Err(refuse(StatusCode::BAD_REQUEST, text));
+            }
+        };
+        let bad = || refuse(StatusCode::BAD_REQUEST, format!("{key} is true or false"));
+        *flag = value.as_bool().ok_or_else(bad)?;
+    }
+    Ok(how)
 }
 
 /// Gives the agent an order and waits for its answer.

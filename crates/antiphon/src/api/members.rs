@@ -2,14 +2,14 @@
 //!
 //! `/cluster`, `/topology`, the events and the metrics are all made from these rows, so they cannot disagree.
 
-use antiphon_core::ha::cluster::{Leader, Member, Phase, Position, Promise};
-use antiphon_core::ha::role::Role;
-use antiphon_core::ha::world::{Database, Local, Server, ServerBrief, Task};
+use antiphon_core::ha::cluster::{Leader, Member, Phase, Promise};
+use antiphon_core::ha::world::ServerBrief;
 use antiphon_core::settings::SyncMode;
 use antiphon_core::{Lsn, NodeName, Timeline};
 use serde_json::{Map, Value, json};
 
 use super::{datetime, health};
+use crate::agent::brief;
 use crate::agent::view::View;
 
 /// A member.
@@ -26,6 +26,10 @@ pub(super) struct Row<'a> {
     pub(super) replayed: Option<Lsn>,
     pub(super) upstream: Option<NodeName>,
     pub(super) pending_restart: bool,
+    /// What an operator has to do there.
+    pub(super) trouble: Option<String>,
+    /// Bytes of old data directories and diverged WAL that are kept there.
+    pub(super) kept_bytes: u64,
 }
 
 impl Row<'_> {
@@ -71,15 +75,8 @@ fn row<'a>(view: &'a View, member: &'a Member) -> Row<'a> {
         Some(beat) if heard => Some(beat.server.clone()),
         Some(_) | None => None,
     };
-    let brief = brief.unwrap_or_else(|| ServerBrief {
-        state: "unreachable".to_owned(),
-        role: String::new(),
-        position: None,
-        replayed: None,
-        upstream: None,
-        pending_restart: false,
-        disk_full: false,
-    });
+    let unreachable = || ServerBrief { state: "unreachable".to_owned(), ..ServerBrief::default() };
+    let brief = brief.unwrap_or_else(unreachable);
     Row {
         name: &member.name,
         role: role(view, member),
@@ -90,6 +87,8 @@ fn row<'a>(view: &'a View, member: &'a Member) -> Row<'a> {
         replayed: brief.replayed,
         upstream: brief.upstream,
         pending_restart: brief.pending_restart,
+        trouble: brief.trouble,
+        kept_bytes: brief.kept_bytes,
     }
 }
 
@@ -111,87 +110,17 @@ fn role(view: &View, member: &Member) -> &'static str {
 
 /// The server here, in short.
 pub(super) fn here(view: &View) -> ServerBrief {
-    let mut brief = ServerBrief {
-        state: state(view).to_owned(),
-        role: server_role(view).to_owned(),
-        position: None,
-        replayed: None,
-        upstream: None,
-        pending_restart: !view.server.pending_restart.is_empty(),
-        disk_full: matches!(&view.world.local, Local::Database(db) if db.disk_full),
-    };
-    if let Local::Database(database) = &view.world.local {
-        match &database.server {
-            Server::Primary(primary) => {
-                brief.position = Some(Position { timeline: primary.timeline, lsn: primary.flushed });
-            }
-            Server::Standby(standby) => {
-                brief.position = standby.position;
-                brief.replayed = Some(standby.replayed);
-                brief.upstream = standby.upstream.as_ref().map(|upstream| upstream.name.clone());
-                if standby.streaming {
-                    brief.state = "streaming".to_owned();
-                }
-            }
-            Server::Absent
-            | Server::Refused { .. }
-            | Server::Stopped(_)
-            | Server::Orphans { .. }
-            | Server::Starting { .. }
-            | Server::Stuck { .. } => {}
-        }
-    }
-    brief
+    brief::server(&view.world, &view.decision, &view.server)
 }
 
 /// Patroni's word for the state of the server here.
 pub(super) fn state(view: &View) -> &'static str {
-    let database = match &view.world.local {
-        Local::Database(database) => database,
-        Local::Witness => return "running",
-    };
-    let restarting = view.world.me.restart_requested;
-    match (&database.server, database.task.map(|(task, _)| task)) {
-        (_, Some(Task::Initialise)) => "initializing new cluster",
-        (_, Some(Task::Clone | Task::Rewind)) => "creating replica",
-        (Server::Stopped(_) | Server::Starting { .. }, _) if restarting => "restarting",
-        (_, Some(Task::Stop(_))) => "stopping",
-        (Server::Starting { .. }, _) | (Server::Stopped(_), Some(Task::Start)) => "starting",
-        (Server::Primary(_) | Server::Standby(_), _) => "running",
-        (Server::Stopped(stopped), _) => stopped_state(stopped.crash.is_some(), database),
-        (Server::Absent | Server::Refused { .. }, _) => "stopped",
-        (Server::Orphans { .. }, _) => "crashed",
-        (Server::Stuck { .. }, _) => "unknown",
-    }
-}
-
-fn stopped_state(crashed: bool, database: &Database) -> &'static str {
-    match database.failed.as_ref().map(|failure| failure.task) {
-        Some(Task::Start) => "start failed",
-        Some(_) | None if crashed => "crashed",
-        Some(_) | None => "stopped",
-    }
+    brief::state(&view.world)
 }
 
 /// Patroni's word for the role of the server here.
 pub(super) fn server_role(view: &View) -> &'static str {
-    let Local::Database(database) = &view.world.local else { return "witness" };
-    match &database.server {
-        Server::Primary(_) => "primary",
-        Server::Standby(_) => "replica",
-        Server::Absent | Server::Refused { .. } => "uninitialized",
-        Server::Stopped(_) | Server::Orphans { .. } | Server::Starting { .. } | Server::Stuck { .. } => {
-            match view.decision.role {
-                Role::Leader { .. } | Role::Promoting { .. } | Role::Bootstrapping => "primary",
-                Role::Demoting => "demoted",
-                Role::Witness
-                | Role::Waiting
-                | Role::Follower { .. }
-                | Role::Fenced { .. }
-                | Role::Rejoining => "replica",
-            }
-        }
-    }
+    brief::role(&view.world, &view.decision)
 }
 
 /// `host:port` in two; the host without brackets.
@@ -252,6 +181,12 @@ fn listed(row: &Row<'_>, ahead: Option<Lsn>) -> Value {
     }
     if row.pending_restart {
         body.insert("pending_restart".into(), true.into());
+    }
+    if let Some(trouble) = &row.trouble {
+        body.insert("trouble".into(), trouble.as_str().into());
+    }
+    if row.kept_bytes > 0 {
+        body.insert("kept_bytes".into(), row.kept_bytes.into());
     }
     let tags = tags(row.member);
     if !tags.is_empty() {

@@ -218,6 +218,16 @@ fn antiphon(view: &View, now: Instant, connections: usize) -> Vec<Metric> {
             "How long ago the agent last looked.",
             now.since(view.world.now).as_secs_f64(),
         ),
+        flag(
+            "antiphon_needs_operator",
+            "1 if this member waits for somebody to do what its reason says.",
+            view.decision.why.needs_operator(),
+        ),
+        gauge(
+            "antiphon_kept_bytes",
+            "Bytes of old data directories and diverged WAL that are kept here.",
+            view.server.kept.iter().map(|kept| kept.bytes).sum::<u64>() as f64,
+        ),
         gauge("antiphon_http_connections", "Open connections to this API.", connections as f64),
     ]
 }

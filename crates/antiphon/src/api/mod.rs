@@ -6,7 +6,6 @@
 
 mod access;
 mod body;
-mod clock;
 mod config;
 mod connections;
 pub mod datetime;

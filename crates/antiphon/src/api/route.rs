@@ -13,7 +13,8 @@ use hyper::{Method, Request, StatusCode};
 use super::connections::Connection;
 use super::reply::{Refusal, Reply, json, json_bytes, refuse, status, text, verdict};
 use super::switchover::Action;
-use super::{Api, clock, config, events, health, local, members, metrics, status as member, switchover};
+use super::{Api, config, events, health, local, members, metrics, status as member, switchover};
+use crate::agent::clock;
 
 /// One endpoint.
 struct Endpoint {
@@ -127,7 +128,12 @@ const ENDPOINTS: &[Endpoint] = &[
     ),
     at("DELETE", "/restart", "Takes back a scheduled one.", "200, 404"),
     at("POST", "/reload", "Reads the node file again and reloads the server.", "202, 503"),
-    at("POST", "/reinitialize", "Builds the data directory here anew from another member.", "200, 400, 503"),
+    at(
+        "POST",
+        "/reinitialize",
+        "Builds the data directory here anew from another member: `from-leader` from the leader, `force` also if one is being built.",
+        "200, 400, 503",
+    ),
     at("DELETE", "/members/NAME", "Forgets a member that is gone.", "200, 400, 404, 409, 503"),
 ];
 

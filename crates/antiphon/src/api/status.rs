@@ -39,6 +39,7 @@ pub(super) fn patroni(view: &View, scheduled_restart: Option<&Value>) -> Value {
     }
     if !view.server.pending_restart.is_empty() {
         body.insert("pending_restart".into(), true.into());
+        body.insert("pending_restart_reason".into(), json!(view.server.pending_restart));
     }
     let name = view.world.me.name();
     body.insert("patroni".into(), json!({ "version": PATRONI_VERSION, "scope": view.scope, "name": name }));
@@ -57,7 +58,7 @@ fn antiphon(view: &View) -> Value {
     body.insert("epoch".into(), json!(epoch));
     body.insert("why".into(), view.decision.why.to_string().into());
     if !view.server.pending_restart.is_empty() {
-        body.insert("pending_restart".into(), json!(view.server.pending_restart));
+        body.insert("pending_restart".into(), json!(view.server.pending_restart.keys().collect::<Vec<_>>()));
     }
     if let Some(progress) = &view.progress {
         body.insert("progress".into(), progress.as_str().into());
@@ -127,7 +128,7 @@ pub(super) fn explain(view: &View) -> Value {
         "steps": view.decision.steps, "suspects": view.decision.suspects, "fenced": world.me.fenced,
         "epoch": cluster.map(|cluster| cluster.epoch), "leader": members::leader(view).map(|leader| &leader.name),
         "election": election, "last_promotion": view.history.last(), "failed": failed, "progress": view.progress,
-        "store": view.raft,
+        "kept": view.server.kept, "store": view.raft,
     })
 }
 

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use antiphon_core::NodeName;
-use antiphon_core::ha::cluster::{Cluster, Member, Request as Wish};
+use antiphon_core::ha::cluster::{Cluster, Member, Phase, Promise, Request as Wish};
+use antiphon_core::ha::election;
+use antiphon_core::ha::why::Why;
 use antiphon_core::settings::SyncMode;
 use antiphon_store::{Expect, Snapshot, StoreError, Transaction};
 use hyper::body::Incoming;
@@ -22,6 +24,8 @@ use super::{Api, body, datetime, health, members};
 use crate::agent::view::View;
 
 const KEY: &str = "failover";
+/// The agent may say that a wish cannot be met a moment after the store has changed.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Which of the two was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,7 +197,19 @@ fn possible(view: &View, action: Action, wish: &Wish) -> Result<(), String> {
     if synchronous && !listed {
         return Err("candidate name does not match with sync_standby".to_owned());
     }
-    able(candidate).map_err(|why| none(&format!(" ({why})")))
+    able(candidate).map_err(|why| none(&format!(" ({why})")))?;
+    hopeless(view, wish).map_or(Ok(()), |why| Err(none(&format!(" ({why})"))))
+}
+
+/// Why no failover can come about that loses nothing: only who led last has what was acknowledged, and it is gone.
+fn hopeless(view: &View, wish: &Wish) -> Option<Why> {
+    let cluster = &view.world.store.cluster.as_ref()?.value;
+    let Phase::Electing { last, .. } = &cluster.phase else { return None };
+    let another = wish.candidate.as_ref() != Some(&last.name) && !wish.accept_loss;
+    if !another || cluster.sync != Promise::Alone {
+        return None;
+    }
+    election::obstacle(&view.world, cluster, last)
 }
 
 /// Stores the wish over an earlier one, and returns what the store held just before.
@@ -241,8 +257,13 @@ async fn outcome(api: &Api, view: &View, action: Action, wish: &Wish, before: &S
                 );
             }
         }
-        match timeout_at(deadline, snapshots.changed()).await {
+        let view = api.view.borrow().clone();
+        if let Some(why) = hopeless(&view, wish) {
+            return text(StatusCode::SERVICE_UNAVAILABLE, format!("{} failed: {why}", action.title()));
+        }
+        match timeout_at(deadline.min(Instant::now() + LOOK_AGAIN), snapshots.changed()).await {
             Ok(Ok(())) => {}
+            Err(_) if Instant::now() < deadline => {}
             Ok(Err(_)) | Err(_) => {
                 return text(StatusCode::SERVICE_UNAVAILABLE, format!("{} status unknown", action.title()));
             }
@@ -272,7 +293,6 @@ fn done(action: Action, wish: &Wish, leader: &NodeName) -> String {
 
 /// Why the leader dropped a wish, if it is the member that was asked.
 fn reason(api: &Api) -> String {
-    use antiphon_core::ha::why::Why;
     match &api.view.borrow().decision.why {
         Why::RequestRefused { reason } => format!(": {reason}"),
         _ => String::new(),

@@ -198,6 +198,18 @@ fn notes(cluster: &Cluster) -> String {
     if cluster.pause {
         notes.push_str(" Maintenance mode: on\n");
     }
+    for member in &cluster.members {
+        if let Some(trouble) = &member.trouble {
+            notes.push_str(&format!(" {}: {}\n", harmless(&member.name), harmless(trouble)));
+        }
+        if member.kept_bytes > 0 {
+            let megabytes = member.kept_bytes.div_ceil(1024 * 1024);
+            let name = harmless(&member.name);
+            notes.push_str(&format!(
+                " {name} keeps {megabytes} MB of old data: see `antiphon explain {name}`\n"
+            ));
+        }
+    }
     if let Some(scheduled) = &cluster.scheduled_switchover {
         let part = |key: &str| scheduled.get(key).and_then(Value::as_str).map(harmless);
         notes.push_str(&format!(" Switchover scheduled at: {}\n", part("at").unwrap_or_default()));
@@ -260,7 +272,9 @@ pub(super) fn troubles(cluster: &Cluster) -> Vec<String> {
         troubles.push("nobody leads: no writes are taken; see `antiphon explain`".to_owned());
     }
     for member in cluster.members.iter().filter(|member| !member.leads() && member.role != "witness") {
-        if member.state != "streaming" {
+        if let Some(trouble) = &member.trouble {
+            troubles.push(format!("{}: {trouble}", member.name));
+        } else if member.state != "streaming" {
             troubles.push(format!("{} is {}", member.name, member.state));
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use hyper::Method;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::ask::confirm;
 use super::failure::Failure;
@@ -76,7 +76,10 @@ pub struct ReinitArgs {
     /// The members. The cluster's name may stand first
     #[arg(required = true)]
     members: Vec<String>,
-    /// Do not ask
+    /// Copy the leader's data, also if another member is tagged `clonefrom`
+    #[arg(long)]
+    from_leader: bool,
+    /// Do not ask, and break off a base backup or rewind that goes on
     #[arg(long)]
     force: bool,
 }
@@ -166,8 +169,10 @@ pub(super) async fn restart(target: &TargetArgs, args: RestartArgs) -> Result<()
         println!("no server waits for a restart");
         return Ok(());
     }
-    // The leader last: its restart interrupts writes, and followers that fail to restart are seen before.
-    members.sort_by_key(|member| member.leads());
+    // The leader last: its restart interrupts writes, and followers that fail to restart are seen before. But a
+    // follower may not have less of some settings than its leader has: what is lowered is lowered there first.
+    let first = leader_first(&target, &cluster).await;
+    members.sort_by_key(|member| member.leads() != first);
     let scheduled = args.scheduled.filter(|at| at != "now");
     let at = scheduled.as_ref().map(|at| format!(" at {at}")).unwrap_or_default();
     confirm(&format!("Restart the servers of {}{at}?", names(&members)), args.force)?;
@@ -181,8 +186,54 @@ pub(super) async fn restart(target: &TargetArgs, args: RestartArgs) -> Result<()
     if args.pending {
         body.insert("restart_pending".into(), true.into());
     }
-    tell(&target, &members, "restart", (Method::POST, "/restart"), Some(&Value::Object(body)), RESTART_MAX)
-        .await
+    let body = Value::Object(body);
+    let order = async |members: &[&Member]| {
+        tell(&target, members, "restart", (Method::POST, "/restart"), Some(&body), RESTART_MAX).await
+    };
+    let before = usize::from(first && at.is_empty() && members.first().is_some_and(|member| member.leads()));
+    let (leader, others) = members.split_at(before);
+    if !leader.is_empty() {
+        order(leader).await?;
+        until_streaming(&target, others).await;
+    }
+    order(others).await
+}
+
+/// Waits until followers have heard from a leader that was just restarted what it runs with now. One that has not
+/// starts with the old values and goes on waiting for a restart.
+async fn until_streaming(target: &Target, members: &[&Member]) {
+    let deadline = tokio::time::Instant::now() + ORDER_MAX;
+    while tokio::time::Instant::now() < deadline {
+        if let Ok((_, cluster)) = target.cluster().await
+            && members.iter().all(|m| cluster.member(&m.name).is_ok_and(|m| m.state == "streaming"))
+        {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Settings of which a follower must have at least as much as its leader.
+const NOT_BELOW_LEADERS: [&str; 5] = [
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+];
+
+/// Whether the leader must be restarted before its followers: a setting is lowered and none is raised.
+async fn leader_first(target: &Target, cluster: &Cluster) -> bool {
+    let Some(Ok(leader)) = cluster.leader().map(|leader| target.client(leader)) else { return false };
+    leader.get_json("/patroni").await.is_ok_and(|status| lowers(&status["pending_restart_reason"]))
+}
+
+/// Whether what waits for a restart lowers a setting that followers must have as much of, and raises none.
+pub(super) fn lowers(pending: &Value) -> bool {
+    let number = |name: &str, which: &str| pending[name][which].as_str()?.parse::<u64>().ok();
+    let change = |name: &str| Some((number(name, "old_value")?, number(name, "new_value")?));
+    let changes: Vec<(u64, u64)> = NOT_BELOW_LEADERS.iter().filter_map(|name| change(name)).collect();
+    changes.iter().any(|(old, new)| new < old) && changes.iter().all(|(old, new)| new <= old)
 }
 
 pub(super) async fn reload(target: &TargetArgs, args: ReloadArgs) -> Result<(), Failure> {
@@ -201,7 +252,8 @@ pub(super) async fn reinit(target: &TargetArgs, args: ReinitArgs) -> Result<(), 
         return Err(Failure::Usage("name the members to build anew".to_owned()));
     }
     confirm(&format!("Replace the data of {} by a copy of another member's?", names(&members)), args.force)?;
-    tell(&target, &members, "reinitialize", (Method::POST, "/reinitialize"), None, ORDER_MAX).await
+    let body = json!({ "force": args.force, "from-leader": args.from_leader });
+    tell(&target, &members, "reinitialize", (Method::POST, "/reinitialize"), Some(&body), ORDER_MAX).await
 }
 
 pub(super) async fn flush(target: &TargetArgs, args: FlushArgs) -> Result<(), Failure> {

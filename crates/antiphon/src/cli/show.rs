@@ -92,6 +92,11 @@ pub(super) fn explained(body: &Value) -> String {
             text(&last["reason"])
         ));
     }
+    for kept in body["kept"].as_array().into_iter().flatten() {
+        let megabytes = kept["bytes"].as_u64().unwrap_or(0).div_ceil(1024 * 1024);
+        let path = text(&kept["path"]);
+        lines.push(format!("keeps {megabytes} MB in {path}: remove it when nobody misses a write in it"));
+    }
     lines.join("\n") + "\n"
 }
 

@@ -58,6 +58,12 @@ pub(super) struct Member {
     pub(super) timeline: Option<u32>,
     #[serde(default)]
     pub(super) pending_restart: bool,
+    /// What an operator has to do there.
+    #[serde(default)]
+    pub(super) trouble: Option<String>,
+    /// Bytes of old data directories and diverged WAL that are kept there.
+    #[serde(default)]
+    pub(super) kept_bytes: u64,
     #[serde(default)]
     pub(super) tags: Map<String, Value>,
     pub(super) receive_lag: Option<Value>,

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::list::{history_text, members_text, status_text, troubles};
+use super::orders::lowers;
 use super::output::Format;
 use super::target::Cluster;
 use super::{config, events, show};
@@ -29,6 +30,8 @@ fn cluster() -> Value {
     let mut lagging = replica("n3", "replica", "streaming", 5_000_000, 5003);
     lagging["tags"] = json!({ "nofailover": true, "zone": "b\u{1b}[2J" });
     lagging["pending_restart"] = true.into();
+    lagging["trouble"] = "the WAL here ends at 0/1".into();
+    lagging["kept_bytes"] = 5_000_000.into();
     let mut gone = replica("n4", "replica", "unreachable", 0, 5004);
     for key in ["receive_lag", "receive_lsn", "replay_lag", "replay_lsn", "lag", "lsn"] {
         gone[key] = "unknown".into();
@@ -102,10 +105,23 @@ fn an_explanation_reads_as_sentences() {
         "steps": [{ "step": "fence" }, { "step": "change_cluster" }], "progress": null, "suspects": 3, "epoch": 4,
         "failed": { "task": "pg_rewind", "times": 2, "error": "no route" }, "leader": null,
         "election": { "epoch": 4, "cause": { "kind": "processes_gone" }, "opened_by": "n3", "last_leader": "n1" },
+        "kept": [{ "path": "/data/n2.old-1795408900", "bytes": 312_000_000 }],
         "last_promotion": { "timeline": 1, "lsn": "0/2000000", "reason": "silent", "at": "2026-11-23T05:00:00Z",
             "leader": "n1", "epoch": 3 },
     });
     check("explain.txt", &show::explained(&body));
+}
+
+#[test]
+fn what_is_lowered_is_lowered_on_the_leader_first() {
+    let change = |name: &str, old: &str, new: &str| json!({ name: { "old_value": old, "new_value": new } });
+    assert!(lowers(&change("max_connections", "100", "90")));
+    assert!(!lowers(&change("max_connections", "90", "100")));
+    assert!(!lowers(&change("shared_buffers", "100", "90")), "a follower may have less of it");
+    let mut both = change("max_connections", "100", "90");
+    both["max_wal_senders"] = json!({ "old_value": "10", "new_value": "20" });
+    assert!(!lowers(&both), "what is raised is raised on the followers first");
+    assert!(!lowers(&Value::Null));
 }
 
 #[test]

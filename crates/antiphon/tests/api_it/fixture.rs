@@ -52,6 +52,7 @@ pub(crate) fn member(text: &str, port: u16) -> Member {
         server_address: Some(format!("127.0.0.1:{port}")),
         api_url: format!("http://127.0.0.1:{}", port + 2000),
         tags: Tags::default(),
+        delayed: false,
         fence: None,
         release: None,
         serving: None,
@@ -97,6 +98,7 @@ pub(crate) fn standby(lag: u64) -> Server {
         streaming: true,
         position: Some(position(at)),
         replayed: at,
+        starved_since: None,
     })
 }
 
@@ -115,7 +117,7 @@ fn brief(text: &str) -> ServerBrief {
         replayed: (!leads).then_some(END),
         upstream: (!leads).then(|| name("n1")),
         pending_restart: false,
-        disk_full: false,
+        ..ServerBrief::default()
     }
 }
 
@@ -141,7 +143,7 @@ pub(crate) fn view(me: &str) -> View {
             lease_until: (me == "n1").then(|| now + settings.ttl),
             may_bootstrap: false,
             may_reinitialise: false,
-            reinitialise_requested: false,
+            reinitialise_requested: None,
             restart_requested: false,
         },
         settings,

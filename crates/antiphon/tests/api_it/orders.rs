@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use antiphon::agent::command::Command;
 use antiphon::agent::view::View;
+use antiphon::cli::Client;
+use antiphon_core::ha::cluster::{Cause, Phase, Promise};
 use antiphon_core::ha::role::Role;
+use antiphon_core::ha::world::{Local, Reinitialise, Task};
 use antiphon_core::settings::SyncMode;
 use serde_json::{Value, json};
 
@@ -141,7 +144,9 @@ async fn the_agent_is_told_and_its_answer_is_given() {
                 Command::Reload { done } => {
                     done.send(Ok(vec!["max_connections".to_owned()])).expect("someone waits")
                 }
-                Command::Reinitialise { done } => done.send(Err("busy".to_owned())).expect("someone waits"),
+                Command::Reinitialise { how, done } => {
+                    done.send(Err(format!("{how:?}"))).expect("someone waits");
+                }
             }
         }
     });
@@ -176,8 +181,59 @@ async fn the_agent_is_told_and_its_answer_is_given() {
             && reloaded.1.starts_with("reload scheduled")
             && reloaded.1.contains("max_connections")
     );
-    assert_eq!(post("/reinitialize", json!({ "force": true })).await, (503, "busy".to_owned()));
+    for key in ["from-leader", "from_leader"] {
+        let (status, text) = post("/reinitialize", json!({ "force": true, key: true })).await;
+        assert!(status == 503 && text.contains("from_leader: true, force: true"), "{text}");
+    }
+    for wrong in [json!({ "force": 1 }), json!({ "from": "n1" })] {
+        assert_eq!(post("/reinitialize", wrong).await.0, 400);
+    }
     agent.abort();
+}
+
+#[tokio::test]
+async fn a_base_backup_that_goes_on_is_broken_off_only_by_force() {
+    let copying = changed(view("n2"), |world| {
+        if let Local::Database(database) = &mut world.local {
+            database.task = Some((Task::Clone, world.now));
+        }
+    });
+    let mut served = Served::new(copying).await;
+    let answer = post(&served, "/reinitialize", json!({})).await;
+    assert!(answer.0 == 503 && answer.1.contains("base backup already in progress"), "{answer:?}");
+    let agent = async {
+        let Some(Command::Reinitialise { how, done }) = served.commands.recv().await else {
+            panic!("no order came");
+        };
+        done.send(Ok(())).expect("someone waits");
+        how
+    };
+    let address = served.address;
+    let asked = async {
+        let client = Client::new(&format!("http://{address}"), None).expect("a client");
+        let method = "POST".parse().expect("a method");
+        let body = json!({ "force": true });
+        client.send(method, "/reinitialize", Some(&body), None, Duration::from_secs(10)).await
+    };
+    let (how, answer) = tokio::join!(agent, asked);
+    assert_eq!(how, Reinitialise { from_leader: false, force: true });
+    assert_eq!(answer.expect("an answer").text, "reinitialize started");
+}
+
+#[tokio::test]
+async fn a_failover_that_only_the_last_leader_could_win_is_refused_at_once() {
+    let alone = changed(view("n2"), |world| {
+        let cluster = &mut world.store.cluster.as_mut().expect("a record").value;
+        let last = cluster.leader().expect("a leader").clone();
+        cluster.sync = Promise::Alone;
+        cluster.epoch = cluster.epoch.next();
+        cluster.phase = Phase::Electing { cause: Cause::Silent, opened_by: name("n2"), last };
+        world.peers.remove(&name("n1"));
+    });
+    let served = Served::new(alone).await;
+    let answer = post(&served, "/failover", json!({ "candidate": "n2" })).await;
+    assert!(answer.0 == 412 && answer.1.contains("only n1 is known to hold every"), "{answer:?}");
+    assert_eq!(served.value("failover").await, None, "nothing is left for the next look");
 }
 
 #[tokio::test]

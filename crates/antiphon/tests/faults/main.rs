@@ -4,6 +4,8 @@
 //! printed and can be given back in `ANTIPHON_SEED`.
 
 mod agents;
+mod ask;
+mod members;
 mod slots;
 
 use std::path::{Path, PathBuf};

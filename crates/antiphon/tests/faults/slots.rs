@@ -6,15 +6,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use antiphon::demo::cluster::{Cluster, PASSWORD, Plan};
+use antiphon::demo::cluster::{Cluster, Plan};
 use antiphon::demo::http;
 use serde_json::{Value, json};
-use tokio_postgres::{Client, Config, NoTls};
 
+use super::ask::{PATIENCE, connect, says, set, until, until_led_by_another};
 use super::{Scratch, UP_WITHIN, plan};
-
-/// How long anything but the start of a cluster may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The programs of a version, fetched if they are not here yet.
 fn postgresql(major: &str) -> PathBuf {
@@ -22,46 +19,6 @@ fn postgresql(major: &str) -> PathBuf {
     let output = Command::new(script).args(["postgresql", major]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     PathBuf::from(String::from_utf8(output.stdout).unwrap().lines().last().unwrap())
-}
-
-async fn connect(cluster: &Cluster, index: usize) -> Option<Client> {
-    let mut config = Config::new();
-    config.host("127.0.0.1").port(cluster.nodes[index].server_port).user("postgres").password(PASSWORD);
-    config.dbname("postgres").connect_timeout(Duration::from_secs(1));
-    let (client, connection) = config.connect(NoTls).await.ok()?;
-    tokio::spawn(connection);
-    Some(client)
-}
-
-/// Whether a query says true on this member; no answer is no.
-async fn says(cluster: &Cluster, index: usize, query: &str) -> bool {
-    let Some(client) = connect(cluster, index).await else { return false };
-    client.query_one(query, &[]).await.is_ok_and(|row| row.get(0))
-}
-
-/// Waits until a query says true on each of these members.
-async fn until(cluster: &Cluster, members: &[usize], query: &str) {
-    let started = Instant::now();
-    let mut ticks = tokio::time::interval(Duration::from_millis(100));
-    for member in members {
-        while !says(cluster, *member, query).await {
-            let name = &cluster.nodes[*member].name;
-            assert!(started.elapsed() < PATIENCE, "{name} never said yes to {query}");
-            ticks.tick().await;
-        }
-    }
-}
-
-async fn until_led_by_another(cluster: &Cluster, before: usize) -> usize {
-    let started = Instant::now();
-    let mut ticks = tokio::time::interval(Duration::from_millis(50));
-    loop {
-        match cluster.leader().await {
-            Some(leader) if leader != before => return leader,
-            _ => assert!(started.elapsed() < PATIENCE, "nobody took over"),
-        }
-        ticks.tick().await;
-    }
 }
 
 /// Inserts numbers, each in a transaction of its own.
@@ -83,12 +40,6 @@ async fn consume(cluster: &Cluster, leader: usize, count: Option<i32>, seen: &mu
             seen.insert(number.parse().expect("a number"));
         }
     }
-}
-
-async fn set(cluster: &Cluster, leader: usize, change: Value) {
-    let port = cluster.nodes[leader].api_port;
-    let answer = http::patch(port, "/config", &change.to_string(), PATIENCE).await.unwrap();
-    assert_eq!(answer.status, 200, "{}", answer.body);
 }
 
 async fn switch_over(cluster: &Cluster, leader: usize) -> usize {

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::super::clock::now;
 use super::super::{Inner, config, lock};
 use super::{LOOK, SELDOM, SeenTimeline};
-use crate::{About, sentence};
+use crate::{About, PendingRestart, sentence};
 
 /// The moment's facts, as JSON.
 const MOMENT: &str = "SELECT json_build_object(\
@@ -42,7 +42,9 @@ const MOMENT: &str = "SELECT json_build_object(\
 const SELDOM_SEEN: &str = "SELECT json_build_object(\
     'version', current_setting('server_version_num')::int, \
     'started', pg_postmaster_start_time()::text, \
-    'pending_restart', (SELECT coalesce(json_agg(name), '[]') FROM pg_settings WHERE pending_restart), \
+    'pending_restart', (SELECT coalesce(json_object_agg(name, json_build_object('old_value', setting, 'new_value', \
+        coalesce((SELECT f.setting FROM pg_file_settings f WHERE f.name = s.name ORDER BY f.seqno DESC LIMIT 1), \
+            boot_val))), '{}') FROM pg_settings s WHERE pending_restart), \
     'overridden', (SELECT coalesce(json_agg(name), '[]') FROM pg_settings \
         WHERE sourcefile LIKE '%/postgresql.auto.conf'), \
     'replayed_at', CASE WHEN pg_is_in_recovery() THEN pg_last_xact_replay_timestamp()::text END, \
@@ -50,6 +52,8 @@ const SELDOM_SEEN: &str = "SELECT json_build_object(\
     'replication', (SELECT coalesce(json_agg(json_build_object('usename', usename, 'application_name', \
         application_name, 'client_addr', client_addr, 'state', state, 'sync_state', sync_state, \
         'sync_priority', sync_priority)), '[]') FROM pg_stat_replication), \
+    'oldest_segment', (SELECT min(substr(name, 9)) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'), \
+    'segment_bytes', (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'), \
     'slots', (SELECT coalesce(json_object_agg(slot_name, restart_lsn::text), '{}') \
         FROM pg_replication_slots WHERE slot_type = 'physical'), \
     'logical_slots', (SELECT coalesce(json_object_agg(slot_name, json_build_object('database', database, \
@@ -91,11 +95,13 @@ struct Sender {
 struct Seldom {
     version: u32,
     started: String,
-    pending_restart: Vec<String>,
+    pending_restart: BTreeMap<String, PendingRestart>,
     overridden: Vec<String>,
     replayed_at: Option<String>,
     replay_paused: bool,
     replication: Vec<serde_json::Value>,
+    oldest_segment: Option<String>,
+    segment_bytes: u64,
     slots: BTreeMap<String, Option<Lsn>>,
     logical_slots: BTreeMap<String, SeenSlot>,
 }
@@ -113,6 +119,13 @@ impl From<SeenSlot> for LogicalSlot {
         let SeenSlot { database, plugin, active, synced } = seen;
         Self { database, plugin, synced, active }
     }
+}
+
+/// Where the WAL of a segment begins: the name of its file without the timeline, high and low half of its number.
+fn segment_start(name: &str, segment_bytes: u64) -> Option<Lsn> {
+    let half = |range| u64::from_str_radix(name.get(range)?, 16).ok();
+    let low = half(8..16)?.checked_mul(segment_bytes)?;
+    Some(Lsn(half(0..8)?.checked_shl(32)?.checked_add(low)?))
 }
 
 pub(super) fn timeline(hexadecimal: &str) -> Option<Timeline> {
@@ -199,6 +212,7 @@ impl Inner {
             replication: seen.replication,
             replayed_at: seen.replayed_at,
             replay_paused: seen.replay_paused,
+            oldest_wal: seen.oldest_segment.and_then(|name| segment_start(&name, seen.segment_bytes)),
         };
         *lock(&self.about) = about;
         if self.paths.state.join(super::super::receiver::PAUSED_BY_US).exists() {
@@ -265,13 +279,23 @@ impl Inner {
                 seen
             }
         };
+        let streaming = moment.receiver.as_deref() == Some("streaming");
+        let starved_since = {
+            let mut memory = lock(&self.memory);
+            let waits = upstream.is_some() && !streaming;
+            // Whatever reaches it by an archive moves the end of what it has.
+            let known = memory.starved.filter(|(at, _)| *at == end.unwrap_or(replayed));
+            memory.starved = waits.then(|| known.unwrap_or((end.unwrap_or(replayed), now())));
+            memory.starved.map(|(_, since)| since)
+        };
         let position = end.zip(highest).map(|(lsn, timeline)| Position { timeline, lsn });
         Ok(Server::Standby(StandbyServer {
             receiving: moment.receiving || (upstream.is_none() && !surely_off),
-            streaming: moment.receiver.as_deref() == Some("streaming"),
+            streaming,
             upstream,
             position,
             replayed,
+            starved_since,
         }))
     }
 
@@ -325,6 +349,17 @@ fn standby(sender: &Sender) -> Option<Standby> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_segment_begins_where_its_name_says() {
+        let megabytes = 16 * 1024 * 1024;
+        assert_eq!(segment_start("0000000000000009", megabytes), Some(Lsn(0x900_0000)));
+        assert_eq!(segment_start("00000016000000B3", megabytes), Some(Lsn(0x16_B300_0000)));
+        assert_eq!(segment_start("0000001600000001", 1 << 30), Some(Lsn(0x16_4000_0000)));
+        for bad in ["", "0000", "00000000000000xx", "FFFFFFFFFFFFFFFF"] {
+            assert_eq!(segment_start(bad, u64::MAX), None, "{bad}");
+        }
+    }
 
     #[test]
     fn a_history_is_read_past_comments_and_damage() {
