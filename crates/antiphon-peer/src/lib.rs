@@ -17,6 +17,7 @@ mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tracing::info;
 
@@ -175,8 +177,10 @@ impl fmt::Display for Down {
 #[derive(Clone)]
 pub struct Peers {
     shared: Arc<Shared>,
-    // Dropped after nothing else is left of a handle: its drop ends the thread and waits for it.
-    _thread: Arc<Thread>,
+    runtime: Handle,
+    // Dropped after nothing else is left of a handle: its drop ends the thread and waits for it. None in a
+    // handle that a task on the thread has.
+    _thread: Option<Arc<Thread>>,
 }
 
 /// What callers and the thread both see.
@@ -235,6 +239,7 @@ impl Peers {
         socket.set_nonblocking(true).map_err(refused)?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(PeerError::Thread)?;
+        let tasks = runtime.handle().clone();
         let (stop, stopped) = watch::channel(false);
         let handle = std::thread::Builder::new()
             .name("peers".to_owned())
@@ -248,9 +253,17 @@ impl Peers {
             })
             .map_err(PeerError::Thread)?;
         let thread = Thread { stop, handle: Mutex::new(Some(handle)) };
-        let peers = Self { shared, _thread: Arc::new(thread) };
+        let peers = Self { shared, runtime: tasks, _thread: Some(Arc::new(thread)) };
         peers.set_peers(initial);
         Ok((peers, Inboxes { raft, beats }))
+    }
+
+    /// Runs a task on the thread of the links: for what has to be as prompt as they are and never holds them up.
+    /// A message that it takes or sends wakes no other thread. It ends with the thread, which its handle does not
+    /// keep alive.
+    pub fn spawn<T: Future<Output = ()> + Send + 'static>(&self, task: impl FnOnce(Self) -> T) {
+        let links = Self { _thread: None, ..self.clone() };
+        self.runtime.spawn(task(links));
     }
 
     /// Queues `body` for the peer at address `to`. Never blocks. Returns false if it was dropped: the link is

@@ -80,12 +80,12 @@ pub struct RaftTimings {
 }
 
 impl Default for RaftTimings {
-    /// Heartbeats every 50 ms, elections after 150 to 300 ms, 2 s for calls, 30 s for membership changes.
+    /// Heartbeats every 100 ms, elections after 250 to 500 ms, 2 s for calls, 30 s for membership changes.
     fn default() -> Self {
         Self {
             tick: Duration::from_millis(10),
-            heartbeat_ticks: 5,
-            election_ticks: 15,
+            heartbeat_ticks: 10,
+            election_ticks: 25,
             call_limit: Duration::from_secs(2),
             change_limit: Duration::from_secs(30),
         }

@@ -56,7 +56,7 @@ pub struct Assembled {
 pub async fn assemble(file: &Path, config: &NodeConfig) -> anyhow::Result<Assembled> {
     let (peer_address, peers, inboxes, first_peers) = links(config)?;
     let Inboxes { raft: raft_inbox, beats: beats_inbox } = inboxes;
-    let beats = Beats::start(peers.clone(), beats_inbox).context("could not start the heartbeats' thread")?;
+    let beats = Beats::start(&peers, beats_inbox);
     let (store, raft): (Arc<dyn Store>, Option<RaftStore>) = match &config.store {
         StoreConfig::Raft(raft) => {
             let mut members: Vec<String> = first_peers.iter().cloned().collect();

@@ -1,8 +1,8 @@
 //! Heartbeats: this member's word to the others every 100 ms, and theirs to it.
 //!
-//! They run on a thread of their own, so that work or a stall in the rest of the agent is not taken for death.
-//! The same thread knocks at the leader's server when its agent falls silent, because a silent agent beside
-//! an answering server is not a dead leader.
+//! They run on the thread of the links, so that work or a stall in the rest of the agent is not taken for death,
+//! and a heartbeat that comes or goes wakes no other thread. The same thread knocks at the leader's server when
+//! its agent falls silent, because a silent agent beside an answering server is not a dead leader.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,7 +36,7 @@ pub struct Heard {
     pub beat: Beat,
 }
 
-/// What the thread shares with the agent.
+/// What the heartbeats share with the agent.
 #[derive(Debug, Default)]
 struct Shared {
     /// What this member says; nothing until the first decision.
@@ -57,20 +57,13 @@ pub struct Beats {
 }
 
 impl Beats {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    /// If the operating system gives no thread.
-    pub fn start(peers: Peers, inbox: mpsc::Receiver<Envelope>) -> std::io::Result<Self> {
+    /// Starts them on the thread of the links.
+    pub fn start(peers: &Peers, inbox: mpsc::Receiver<Envelope>) -> Self {
         let shared = Arc::new(Mutex::new(Shared::default()));
         let (sender, changed) = watch::channel(0);
         let beats = Self { shared: shared.clone(), changed };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name("beats".to_owned()).spawn(move || {
-            antiphon_peer::priority::raise();
-            runtime.block_on(run(&peers, inbox, &shared, &sender));
-        })?;
-        Ok(beats)
+        peers.spawn(|links| async move { run(&links, inbox, &shared, &sender).await });
+        beats
     }
 
     /// Says this from now on.
