@@ -18,6 +18,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("antiphon-peer", &["antiphon-core"]),
     ("antiphon-store", &["antiphon-core", "antiphon-peer"]),
     ("antiphon-engine", &["antiphon-core"]),
+    ("antiphon-router", &["antiphon-core"]),
     ("antiphon-sim", &["antiphon-core", "antiphon-peer", "antiphon-store"]),
     ("antiphon", &["antiphon-core", "antiphon-peer", "antiphon-store", "antiphon-engine"]),
     ("antiphon-bench", &[]),

@@ -1,0 +1,178 @@
+//! The control task: follows the cluster, looks users up, sends cancel requests. All that may take a while.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Mutex, Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::{Client, Config, NoTls};
+
+use crate::follow;
+use crate::scram::Verifier;
+use crate::settings::{AuthQuery, Authentication};
+use crate::shared::{Ask, Note, Shared, Target};
+use crate::wire::messages;
+
+/// Questions that are worked on at once.
+const AT_ONCE_MAX: usize = 64;
+/// How long one attempt to look a user up may take.
+const LOOKUP_MAX: Duration = Duration::from_secs(3);
+/// The pause before another attempt.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long a server may take to deal with a cancel request.
+const CANCEL_MAX: Duration = Duration::from_secs(5);
+
+/// The router's own connection, with the server it goes to.
+type OwnLink = Mutex<Option<(SocketAddr, Arc<Client>)>>;
+
+/// Runs until it is aborted.
+pub async fn run(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>) {
+    let (target, follows) = watch::channel(Target::default());
+    let follower = tokio::spawn(follow::run(shared.clone(), target));
+    let _ends_with_us = Ending(follower);
+    let own = Arc::new(OwnLink::default());
+    let places = Arc::new(Semaphore::new(AT_ONCE_MAX));
+    while let Some(ask) = asks.recv().await {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let (shared, own, follows) = (shared.clone(), own.clone(), follows.clone());
+        tokio::spawn(async move {
+            answer(&shared, ask, &own, follows).await;
+            drop(place);
+        });
+    }
+}
+
+/// A task that ends with its owner.
+struct Ending(tokio::task::JoinHandle<()>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn answer(shared: &Shared, ask: Ask, own: &OwnLink, follows: watch::Receiver<Target>) {
+    match ask {
+        Ask::User { thread, client, user } => {
+            let found = match &shared.settings.authentication {
+                Authentication::Query(query) => look_up(shared, query, &user, own, follows).await,
+                Authentication::Trust | Authentication::Users(_) => Ok(None),
+            };
+            shared.note(thread, Note::User(client, found));
+        }
+        Ask::Cancel { thread, link, server, process, key } => {
+            if timeout(CANCEL_MAX, cancel(server, process, &key)).await.is_err() {
+                tracing::debug!(%server, "a cancel request was not dealt with in time");
+            }
+            shared.note(thread, Note::Cancelled(link.0, link.1));
+        }
+    }
+}
+
+/// Sends a cancel request and waits until the server has dealt with it: it closes the connection then.
+async fn cancel(server: SocketAddr, process: u32, key: &[u8]) {
+    let send = async {
+        let mut stream = TcpStream::connect(server).await?;
+        stream.write_all(&messages::cancel(process, key)).await?;
+        stream.read(&mut [0; 1]).await
+    };
+    if let Err(error) = send.await {
+        tracing::debug!(%error, %server, "could not send a cancel request");
+    }
+}
+
+/// Asks the leader for a user's verifier. While there is none, what was known before is used.
+async fn look_up(
+    shared: &Shared,
+    query: &AuthQuery,
+    user: &str,
+    own: &OwnLink,
+    mut follows: watch::Receiver<Target>,
+) -> Result<Option<Verifier>, String> {
+    let known = shared.verifier(user).map(|(verifier, _)| verifier);
+    let until = Instant::now() + shared.settings.failover_hold;
+    let mut why = "the cluster has no leader".to_owned();
+    while Instant::now() < until {
+        let leader = follows.borrow_and_update().leader;
+        if let Some(leader) = leader {
+            match timeout(LOOKUP_MAX, ask(query, user, leader, own)).await {
+                Ok(Ok(verifier)) => {
+                    shared.set_verifier(user, verifier.clone());
+                    return Ok(verifier);
+                }
+                Ok(Err(error)) => why = error,
+                Err(_) => why = format!("{leader} did not answer the auth_query within {LOOKUP_MAX:?}"),
+            }
+            *own.lock().await = None;
+        }
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        tracing::debug!(user, why, "a user could not be looked up yet");
+        tokio::select! {
+            () = sleep(PAUSE), if leader.is_some() => {}
+            changed = timeout(until.saturating_duration_since(Instant::now()), follows.changed()) => {
+                if !matches!(changed, Ok(Ok(()))) {
+                    break;
+                }
+            }
+        }
+    }
+    Err(why)
+}
+
+async fn ask(
+    query: &AuthQuery,
+    user: &str,
+    leader: SocketAddr,
+    own: &OwnLink,
+) -> Result<Option<Verifier>, String> {
+    let client = connected(query, leader, own).await.map_err(|error| described(&error))?;
+    let row = client.query_opt(&query.query, &[&user]).await.map_err(|error| described(&error))?;
+    let Some(row) = row else { return Ok(None) };
+    let stored: Option<&str> = row.try_get(1).map_err(|error| described(&error))?;
+    match stored.map(Verifier::parse) {
+        Some(Ok(verifier)) => Ok(Some(verifier)),
+        Some(Err(error)) => {
+            tracing::warn!(user, %error, "a user cannot log in through the router");
+            Ok(None)
+        }
+        None => Ok(None),
+    }
+}
+
+/// An error with its cause, which has what the server said.
+fn described(error: &tokio_postgres::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+async fn connected(
+    query: &AuthQuery,
+    leader: SocketAddr,
+    own: &OwnLink,
+) -> Result<Arc<Client>, tokio_postgres::Error> {
+    let mut own = own.lock().await;
+    if let Some((server, client)) = own.as_ref()
+        && *server == leader
+        && !client.is_closed()
+    {
+        return Ok(client.clone());
+    }
+    let mut config = Config::new();
+    config.host(leader.ip().to_string()).port(leader.port()).user(&query.user).dbname(&query.database);
+    config.application_name("antiphon router").connect_timeout(LOOKUP_MAX);
+    if let Some(password) = &query.password {
+        config.password(password);
+    }
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(connection);
+    let client = Arc::new(client);
+    *own = Some((leader, client.clone()));
+    Ok(client)
+}

@@ -1,0 +1,139 @@
+//! Following the cluster: the events of every agent, and out of them where sessions go.
+//!
+//! All agents are followed at once, because any one of them may be cut off without knowing. What was known stays
+//! known while none answers: a leader is then taken to lead, and its server says if that is not so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::shared::{Shared, Target};
+use crate::topology::{self, Leader, Seen};
+
+/// The longest event that is read.
+const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Nothing for this long is a dead connection: agents send something every 10 s.
+const SILENCE_MAX: Duration = Duration::from_secs(25);
+/// How long connecting to an agent may take.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// The pause before another attempt.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Events that wait to be read.
+const EVENTS_MAX: usize = 64;
+/// How long a host name may take to be looked up.
+const RESOLVE_MAX: Duration = Duration::from_secs(2);
+
+/// Follows all agents for ever; tells threads and `target` where sessions go.
+pub async fn run(shared: Arc<Shared>, target: watch::Sender<Target>) {
+    let (tell, mut told) = mpsc::channel(EVENTS_MAX);
+    let mut followers = JoinSet::new();
+    for (number, agent) in shared.settings.agents.iter().cloned().enumerate() {
+        followers.spawn(follow(number, agent, tell.clone()));
+    }
+    drop(tell);
+    let mut seen: BTreeMap<usize, Seen> = BTreeMap::new();
+    let mut resolved: Option<(Leader, Target)> = None;
+    while let Some((number, event)) = told.recv().await {
+        if shared.settings.scope.as_ref().is_some_and(|scope| *scope != event.scope) {
+            tracing::warn!(scope = event.scope, "an agent in router.agents belongs to another cluster");
+            continue;
+        }
+        seen.insert(number, event);
+        let (epoch, leader) = topology::newest(seen.values());
+        let next = match (leader, &resolved) {
+            (None, _) => Target { epoch, leader: None },
+            (Some(leader), Some((known, target))) if leader == *known && target.epoch == epoch => *target,
+            (Some(leader), _) => {
+                let next = Target { epoch, leader: resolve(&leader).await };
+                resolved = next.leader.map(|_| (leader, next));
+                next
+            }
+        };
+        if *target.borrow() != next {
+            tracing::info!(epoch = next.epoch, leader = ?next.leader, "the router follows");
+            shared.set_target(next);
+            target.send_replace(next);
+        }
+    }
+}
+
+async fn resolve(leader: &Leader) -> Option<std::net::SocketAddr> {
+    let found = timeout(RESOLVE_MAX, tokio::net::lookup_host((leader.host.as_str(), leader.port))).await;
+    let addresses: Vec<_> = match found {
+        Ok(Ok(addresses)) => addresses.collect(),
+        Ok(Err(_)) | Err(_) => Vec::new(),
+    };
+    if addresses.is_empty() {
+        tracing::warn!(host = leader.host, "the leader's host has no address; sessions wait");
+    }
+    addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).copied()
+}
+
+async fn follow(number: usize, agent: String, tell: mpsc::Sender<(usize, Seen)>) {
+    loop {
+        if let Err(why) = read_events(number, &agent, &tell).await {
+            tracing::debug!(agent, why, "an agent's events broke off");
+        }
+        if tell.is_closed() {
+            return;
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+async fn read_events(number: usize, agent: &str, tell: &mpsc::Sender<(usize, Seen)>) -> Result<(), String> {
+    let stream = timeout(CONNECT_MAX, TcpStream::connect(agent)).await;
+    let mut stream =
+        stream.map_err(|_| "no connection in time".to_owned())?.map_err(|error| error.to_string())?;
+    // In HTTP/1.0 the answer ends with its connection and has no chunks.
+    let request = format!("GET /events HTTP/1.0\r\nHost: {agent}\r\nAccept: text/event-stream\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+    let mut buffer = Vec::new();
+    let mut answered = false;
+    let mut part = vec![0; 16 * 1024];
+    loop {
+        let bytes = timeout(SILENCE_MAX, stream.read(&mut part)).await;
+        let bytes = bytes.map_err(|_| "silence".to_owned())?.map_err(|error| error.to_string())?;
+        if bytes == 0 {
+            return Err("the agent ended it".to_owned());
+        }
+        buffer.extend_from_slice(part.get(..bytes).unwrap_or_default());
+        if buffer.len() > EVENT_BYTES_MAX {
+            return Err("an event is too long".to_owned());
+        }
+        if !answered {
+            let Some(end) = end_of(&buffer, b"\r\n\r\n") else { continue };
+            let head: Vec<u8> = buffer.drain(..end).collect();
+            if !head.starts_with(b"HTTP/1.") || head.get(9..12) != Some(b"200") {
+                return Err("the agent has no events for us".to_owned());
+            }
+            answered = true;
+        }
+        while let Some(end) = end_of(&buffer, b"\n\n") {
+            let event: Vec<u8> = buffer.drain(..end).collect();
+            if let Some(seen) = data(&event)
+                && tell.send((number, seen)).await.is_err()
+            {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn end_of(buffer: &[u8], mark: &[u8]) -> Option<usize> {
+    buffer.windows(mark.len()).position(|part| part == mark).map(|at| at + mark.len())
+}
+
+/// What an event says; none for comments and for what is no event of the cluster.
+fn data(event: &[u8]) -> Option<Seen> {
+    let text = String::from_utf8_lossy(event);
+    let data = text.lines().find_map(|line| line.strip_prefix("data:"))?;
+    Seen::of_event(&serde_json::from_str::<Value>(data.trim_start()).ok()?)
+}

@@ -1,0 +1,277 @@
+//! A client's session and a server link, as far as the protocol goes: plain state, no sockets.
+//!
+//! `upstream` and `downstream` move messages between the two and keep this state; `loss` says what a client is
+//! told when its link dies. What of a session cannot be moved to another link pins it (`pinned`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::answers::{Answers, Expected, Purpose};
+use crate::out::Out;
+use crate::parameters::Parameters;
+use crate::sql::{Effects, Pin};
+use crate::statements::{Prepared, Statement};
+use crate::wire::messages;
+
+/// Statements that a client may have prepared at a time, and the bytes of their texts.
+const NAMES_MAX: usize = 10_000;
+const NAMED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The most of a round that is kept for sending it again, in bytes.
+const AGAIN_BYTES_MAX: usize = 16 * 1024;
+
+/// Begins a transaction that has failed, as the one that was lost. The name tells whoever reads the server's log.
+const FAILED_TRANSACTION: &str = "BEGIN; ROLLBACK TO SAVEPOINT antiphon_transaction_was_lost";
+
+/// The transaction's state, as ReadyForQuery tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// None is open.
+    Idle,
+    /// One is open.
+    Open,
+    /// One is open and has failed.
+    Failed,
+}
+
+impl Status {
+    /// Reads the byte of the protocol.
+    pub fn of(byte: u8) -> Option<Self> {
+        match byte {
+            b'I' => Some(Self::Idle),
+            b'T' => Some(Self::Open),
+            b'E' => Some(Self::Failed),
+            _ => None,
+        }
+    }
+
+    /// The byte of the protocol.
+    pub fn byte(self) -> u8 {
+        match self {
+            Self::Idle => b'I',
+            Self::Open => b'T',
+            Self::Failed => b'E',
+        }
+    }
+}
+
+/// What became of a transaction whose link died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// Nothing was lost.
+    Nothing,
+    /// It was lost and the client knows: the next link begins a failed one.
+    Told,
+    /// It was lost while the client was thinking: the next statement is answered with it.
+    Untold,
+}
+
+/// The bytes of a message of which not all is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rest {
+    /// How many are to come.
+    pub bytes: usize,
+    /// Whether they are left out.
+    pub dropped: bool,
+}
+
+/// What has been sent since the link was taken, kept as long as it could be sent again.
+#[derive(Debug, Default)]
+pub struct Again {
+    bytes: Vec<u8>,
+    sound: bool,
+}
+
+impl Again {
+    /// A new round begins; it could be sent again if no transaction is open.
+    fn begin(&mut self, sound: bool) {
+        self.bytes.clear();
+        self.sound = sound;
+    }
+
+    /// These bytes were sent too.
+    pub fn sent(&mut self, bytes: &[u8]) {
+        if !self.sound {
+            return;
+        }
+        self.bytes.extend_from_slice(bytes);
+        if self.bytes.len() > AGAIN_BYTES_MAX {
+            self.never();
+        }
+    }
+
+    /// It cannot be sent again: something of it was answered, or it may have been carried out in part.
+    pub fn never(&mut self) {
+        self.sound = false;
+        self.bytes.clear();
+    }
+
+    /// All of it, if it can be sent again.
+    pub fn take(&mut self) -> Option<Vec<u8>> {
+        self.sound.then(|| std::mem::take(&mut self.bytes)).filter(|bytes| !bytes.is_empty())
+    }
+}
+
+/// A client's session.
+#[derive(Debug)]
+pub struct Session {
+    /// Its settings.
+    pub parameters: Arc<Parameters>,
+    /// Why it keeps its link, if it does.
+    pub pinned: Option<Pin>,
+    /// Where its transaction stands.
+    pub status: Status,
+    /// Rounds that a server still has to end with ReadyForQuery.
+    pub due: u32,
+    /// Messages were sent that no Sync has ended yet.
+    pub open_round: bool,
+    /// Something in flight may commit.
+    pub may_commit: bool,
+    /// Everything up to a Sync is left out; this is the state to answer it with.
+    pub skips_to_sync: Option<Status>,
+    /// A transaction of which the link died.
+    pub lost: Lost,
+    /// What the server said when it lost the transaction, if the client does not know yet.
+    pub lost_because: Option<String>,
+    /// The rest of a message that is passed on in parts.
+    pub rest: Rest,
+    /// What could be sent again.
+    pub again: Again,
+    /// The text of the statement without a name, if it has not gone yet.
+    pub unnamed: Vec<u8>,
+    /// That statement has been prepared on the link at hand.
+    pub unnamed_here: bool,
+    names: HashMap<Box<[u8]>, Arc<Statement>>,
+    named_bytes: usize,
+}
+
+impl Session {
+    /// A session that begins with these settings.
+    pub fn new(parameters: Arc<Parameters>) -> Self {
+        Self {
+            parameters,
+            pinned: None,
+            status: Status::Idle,
+            due: 0,
+            open_round: false,
+            may_commit: false,
+            skips_to_sync: None,
+            lost: Lost::Nothing,
+            lost_because: None,
+            rest: Rest::default(),
+            again: Again::default(),
+            unnamed: Vec::new(),
+            unnamed_here: false,
+            names: HashMap::new(),
+            named_bytes: 0,
+        }
+    }
+
+    /// A statement that the client gave this name.
+    pub fn statement(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.names.get(name)
+    }
+
+    /// The client gives a statement a name; false if it has too many.
+    pub fn name(&mut self, name: &[u8], statement: Arc<Statement>) -> bool {
+        self.forget(name);
+        self.named_bytes += statement.text.len();
+        self.names.insert(name.into(), statement);
+        self.names.len() <= NAMES_MAX && self.named_bytes <= NAMED_BYTES_MAX
+    }
+
+    /// The client closes a statement; whether it had it.
+    pub fn forget(&mut self, name: &[u8]) -> bool {
+        let known = self.names.remove(name);
+        self.named_bytes -= known.as_ref().map_or(0, |known| known.text.len());
+        known.is_some()
+    }
+
+    /// Takes note of what is about to be sent.
+    pub fn sends(&mut self, effects: Effects, link: &mut Link) {
+        self.pinned = self.pinned.or(effects.pins);
+        self.may_commit |= effects.may_commit;
+        if !effects.plain {
+            self.again.never();
+        }
+        if effects.forgets_statements {
+            self.names.clear();
+            self.named_bytes = 0;
+            link.prepared.clear();
+        }
+    }
+
+    /// Whether a server has something of this session to answer.
+    pub fn in_flight(&self) -> bool {
+        self.due > 0 || self.open_round
+    }
+}
+
+/// Why a link is about to end, in the server's words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Farewell {
+    /// SQLSTATE.
+    pub code: String,
+    /// The message.
+    pub message: String,
+}
+
+/// A link to a server, logged in.
+#[derive(Debug)]
+pub struct Link {
+    /// The settings it has.
+    pub parameters: Arc<Parameters>,
+    /// The statements its server knows.
+    pub prepared: Prepared,
+    /// What is still to be answered.
+    pub answers: Answers,
+    /// The rest of a message that is passed on in parts.
+    pub rest: Rest,
+    /// The server said that it ends the connection.
+    pub farewell: Option<Farewell>,
+    /// A commit on the way was not acknowledged as the cluster promises.
+    pub doubtful: bool,
+    /// An error in a round of the router's own.
+    pub own_error: Option<Farewell>,
+}
+
+impl Link {
+    /// A link that has just logged in, with the server's own settings.
+    pub fn new(parameters: Arc<Parameters>) -> Self {
+        Self {
+            parameters,
+            prepared: Prepared::default(),
+            answers: Answers::default(),
+            rest: Rest::default(),
+            farewell: None,
+            doubtful: false,
+            own_error: None,
+        }
+    }
+
+    /// Makes this link the session's: what must be sent before the session's own messages.
+    pub fn take_up(&mut self, session: &mut Session, input: &[u8], out: &mut Out) {
+        session.unnamed_here = false;
+        session.again.begin(session.status == Status::Idle && session.lost == Lost::Nothing);
+        if !Arc::ptr_eq(&self.parameters, &session.parameters) {
+            let sql = self.parameters.change_to(&session.parameters);
+            if !sql.is_empty() {
+                out.put(input).extend_from_slice(&messages::query(&sql));
+                self.answers.expect(Expected::Round(Purpose::Settings));
+            }
+            self.parameters = session.parameters.clone();
+        }
+        if session.lost == Lost::Told {
+            session.lost = Lost::Nothing;
+            out.put(input).extend_from_slice(&messages::query(FAILED_TRANSACTION));
+            self.answers.expect(Expected::Round(Purpose::FailedTransaction));
+        }
+    }
+
+    /// Removes what a session left: what must be sent for it.
+    pub fn reset(&mut self, defaults: Arc<Parameters>) -> Vec<u8> {
+        self.prepared.clear();
+        self.parameters = defaults;
+        self.answers.expect(Expected::Round(Purpose::Reset));
+        messages::query("DISCARD ALL")
+    }
+}

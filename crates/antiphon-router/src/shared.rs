@@ -1,0 +1,267 @@
+//! What threads and the control task share, and how they wake each other. Locks are held for a few instructions.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use mio::Waker;
+use tokio::sync::mpsc;
+
+use crate::scram::{Credentials, Verifier};
+use crate::settings::Settings;
+use crate::worker::link::ServerLink;
+
+/// How long a verifier is used without asking again.
+const VERIFIER_FRESH: Duration = Duration::from_secs(5);
+/// Verifiers that are kept.
+const VERIFIERS_MAX: usize = 10_000;
+
+/// Where sessions go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// The newest epoch that is known; 0 before anything is.
+    pub epoch: u64,
+    /// The server of its leader; none while there is none that serves.
+    pub leader: Option<SocketAddr>,
+}
+
+/// A client of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientId {
+    /// Its place.
+    pub slot: usize,
+    /// Unlike that of any other client of the thread.
+    pub serial: u64,
+}
+
+/// A user and a database: whose links are alike.
+pub type PoolKey = (String, String);
+
+/// Settings that a server reports at a login, by name.
+pub type Reported = Arc<Vec<(String, String)>>;
+
+/// Something for a thread.
+pub enum Note {
+    /// The target has changed.
+    Target,
+    /// A user was looked up: the verifier, none if there is no such user, or what went wrong.
+    User(ClientId, Result<Option<Verifier>, String>),
+    /// Another thread wants links that nobody uses here.
+    Wanted(PoolKey),
+    /// A link was given up: this thread, whose turn it is, may open one.
+    Room(PoolKey),
+    /// A link of another thread, for a client of this one.
+    Link(Box<ServerLink>),
+    /// The client with this number and key wants its statement cancelled.
+    Cancel {
+        /// The client's number.
+        process: u32,
+        /// Its key.
+        key: Vec<u8>,
+    },
+    /// A cancel request for this link has been dealt with: its place and serial number.
+    Cancelled(usize, u64),
+}
+
+/// Something for the control task.
+pub enum Ask {
+    /// Look a user up.
+    User {
+        /// Who asks.
+        thread: u16,
+        /// For whom.
+        client: ClientId,
+        /// The user.
+        user: String,
+    },
+    /// Send a cancel request.
+    Cancel {
+        /// Who asks.
+        thread: u16,
+        /// The link's place and serial number there.
+        link: (usize, u64),
+        /// The server.
+        server: SocketAddr,
+        /// The server's process.
+        process: u32,
+        /// Its key.
+        key: Vec<u8>,
+    },
+}
+
+/// A thread's letter box.
+pub struct Inbox {
+    notes: Mutex<VecDeque<Note>>,
+    waker: Waker,
+}
+
+impl Inbox {
+    /// One that wakes by this.
+    pub fn new(waker: Waker) -> Self {
+        Self { notes: Mutex::default(), waker }
+    }
+
+    /// Hands a note over.
+    pub fn put(&self, note: Note) {
+        lock(&self.notes).push_back(note);
+        if let Err(error) = self.waker.wake() {
+            tracing::error!(%error, "could not wake a thread of the router");
+        }
+    }
+
+    /// All notes so far.
+    pub fn take(&self) -> VecDeque<Note> {
+        std::mem::take(&mut *lock(&self.notes))
+    }
+}
+
+/// Links of a user to a database, over all threads.
+#[derive(Default)]
+pub struct Budget {
+    used: AtomicUsize,
+    /// Links that nobody uses now, in all threads.
+    pub idle: AtomicUsize,
+    tickets: Mutex<VecDeque<u16>>,
+    tickets_count: AtomicUsize,
+    /// The settings that servers report at a login.
+    pub greeting: Mutex<Option<Reported>>,
+    /// What the user proved last.
+    pub credentials: Mutex<Option<Credentials>>,
+}
+
+impl Budget {
+    /// Takes the right to open a link, if one is left.
+    pub fn take(&self, max: u32) -> bool {
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        let next = |used: usize| (used < max).then_some(used + 1);
+        self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).is_ok()
+    }
+
+    /// Gives it back.
+    pub fn give_back(&self) {
+        self.used.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// A client of this thread waits for a link that somebody gives up.
+    pub fn queue(&self, thread: u16) {
+        lock(&self.tickets).push_back(thread);
+        self.tickets_count.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whose turn it is to get a link.
+    pub fn next(&self) -> Option<u16> {
+        if self.tickets_count.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        let ticket = lock(&self.tickets).pop_front()?;
+        self.tickets_count.fetch_sub(1, Ordering::SeqCst);
+        Some(ticket)
+    }
+}
+
+/// Everything that is shared.
+pub struct Shared {
+    /// What the router was told.
+    pub settings: Settings,
+    /// The threads' letter boxes.
+    pub threads: Vec<Inbox>,
+    /// The control task's.
+    pub control: mpsc::Sender<Ask>,
+    /// Clients at this time.
+    pub clients: AtomicUsize,
+    /// The router ends.
+    pub ends: AtomicBool,
+    /// What impossible verifiers are made of.
+    pub secret: [u8; 32],
+    target: Mutex<Target>,
+    verifiers: RwLock<HashMap<String, (Option<Verifier>, Instant)>>,
+    budgets: Mutex<HashMap<PoolKey, Arc<Budget>>>,
+}
+
+impl Shared {
+    /// The beginning, with these letter boxes.
+    pub fn new(
+        settings: Settings,
+        threads: Vec<Inbox>,
+        control: mpsc::Sender<Ask>,
+        secret: [u8; 32],
+    ) -> Self {
+        Self {
+            settings,
+            threads,
+            control,
+            clients: AtomicUsize::new(0),
+            ends: AtomicBool::new(false),
+            secret,
+            target: Mutex::default(),
+            verifiers: RwLock::default(),
+            budgets: Mutex::default(),
+        }
+    }
+
+    /// Where sessions go now.
+    pub fn target(&self) -> Target {
+        *lock(&self.target)
+    }
+
+    /// Sessions go elsewhere from now on.
+    pub fn set_target(&self, target: Target) {
+        let before = std::mem::replace(&mut *lock(&self.target), target);
+        if before != target {
+            self.threads.iter().for_each(|inbox| inbox.put(Note::Target));
+        }
+    }
+
+    /// The links of a user to a database.
+    pub fn budget(&self, key: &PoolKey) -> Arc<Budget> {
+        lock(&self.budgets).entry(key.clone()).or_default().clone()
+    }
+
+    /// What is known of a user, and whether that is fresh.
+    pub fn verifier(&self, user: &str) -> Option<(Option<Verifier>, bool)> {
+        let verifiers = self.verifiers.read().unwrap_or_else(PoisonError::into_inner);
+        let (verifier, at) = verifiers.get(user)?;
+        Some((verifier.clone(), at.elapsed() < VERIFIER_FRESH))
+    }
+
+    /// A user was looked up.
+    pub fn set_verifier(&self, user: &str, verifier: Option<Verifier>) {
+        let mut verifiers = self.verifiers.write().unwrap_or_else(PoisonError::into_inner);
+        if verifiers.len() >= VERIFIERS_MAX {
+            verifiers.retain(|_, (verifier, at)| verifier.is_some() && at.elapsed() < VERIFIER_FRESH);
+        }
+        if verifiers.len() < VERIFIERS_MAX {
+            verifiers.insert(user.to_owned(), (verifier, Instant::now()));
+        }
+    }
+
+    /// Hands a note to a thread.
+    pub fn note(&self, thread: u16, note: Note) {
+        if let Some(inbox) = self.threads.get(usize::from(thread)) {
+            inbox.put(note);
+        }
+    }
+}
+
+/// A lock whose holder cannot have left it half-changed: every change under it is one step.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_never_overdrawn_and_serves_in_order() {
+        let budget = Budget::default();
+        assert!(budget.take(2) && budget.take(2) && !budget.take(2));
+        budget.give_back();
+        assert!(budget.take(2));
+        budget.queue(1);
+        budget.queue(0);
+        assert_eq!((budget.next(), budget.next(), budget.next()), (Some(1), Some(0), None));
+    }
+}

@@ -1,0 +1,118 @@
+//! The ends: a link that died, a client that left, a statement that is cancelled.
+
+use super::client::Phase;
+use super::link::Stage;
+use super::{Work, Worker};
+use crate::loss::{self, Verdict};
+use crate::session::Status;
+use crate::shared::Ask;
+
+impl Worker {
+    /// A link is of no use any more: its client is told what that means, and its place is given back.
+    pub(super) fn drop_link(&mut self, slot: usize, serial: u64) {
+        if self.links.get(slot).is_none_or(|link| link.serial != serial) {
+            return;
+        }
+        let Some(mut link) = self.links.try_remove(slot) else { return };
+        // Closing the socket does it, too; an error changes nothing.
+        let _ = self.poll.registry().deregister(&mut link.stream);
+        if let Stage::Login(_) = link.stage {
+            self.pause_opening(link.pool);
+        }
+        self.forget_idle(link.pool, slot);
+        if let Some(client) = link.client {
+            self.lost_link(client, &link.wire);
+        }
+        self.gave_up(link.pool);
+    }
+
+    fn lost_link(&mut self, slot: usize, link: &crate::session::Link) {
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        client.link = None;
+        client.fresh_link = false;
+        let verdict = loss::lose(&mut client.session, link);
+        tracing::debug!(
+            told = matches!(verdict, Verdict::Goes(ref bytes) if !bytes.is_empty()),
+            said = link.farewell.as_ref().map(|farewell| farewell.code.as_str()),
+            "a client lost its link"
+        );
+        match verdict {
+            Verdict::Goes(bytes) => {
+                self.tell(slot, &bytes);
+                self.work.push_back(Work::Client(slot));
+            }
+            Verdict::Again(mut bytes) => {
+                bytes.append(&mut client.inbox);
+                client.inbox = bytes;
+                client.resumes = true;
+                self.work.push_back(Work::Client(slot));
+            }
+            Verdict::Ends(bytes) => self.dismiss_with(slot, &bytes),
+        }
+    }
+
+    /// A client has left.
+    pub(super) fn close_client(&mut self, slot: usize, serial: u64) {
+        if self.clients.get(slot).is_none_or(|client| client.serial != serial) {
+            return;
+        }
+        let Some(mut client) = self.clients.try_remove(slot) else { return };
+        // Closing the socket does it, too; an error changes nothing.
+        let _ = self.poll.registry().deregister(&mut client.stream);
+        self.shared.clients.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        let Some(number) = client.link else { return };
+        let Some(link) = self.links.get_mut(number) else { return };
+        link.client = None;
+        let clean = client.session.status == Status::Idle
+            && !client.session.in_flight()
+            && client.session.rest.bytes == 0
+            && link.wire.answers.is_empty()
+            && link.wire.rest.bytes == 0
+            && link.out.is_empty()
+            && link.cancels == 0
+            && matches!(client.phase, Phase::Session);
+        if !clean {
+            // Ends its transaction, which nobody waits for.
+            self.work.push_back(Work::Drop(number, link.serial));
+            return;
+        }
+        // Only a pinned session still has a link between two transactions.
+        link.stage = Stage::Reset;
+        let query = link.wire.reset(self.defaults.clone());
+        let serial = link.serial;
+        self.openings.push_back((self.now + super::pools::OPENING_MAX, number, serial));
+        self.send(number, &query);
+    }
+
+    /// Somebody wants the statement of a client cancelled.
+    pub(super) fn cancel(&mut self, process: u32, key: &[u8]) {
+        let slot = (process & 0xff_ffff) as usize;
+        let Some(client) = self.clients.get(slot).filter(|client| !key.is_empty() && client.key == key)
+        else {
+            return;
+        };
+        let Some(number) = client.link else { return };
+        let Some(link) = self.links.get_mut(number).filter(|link| matches!(link.stage, Stage::Ready)) else {
+            return;
+        };
+        let ask = Ask::Cancel {
+            thread: self.number,
+            link: (number, link.serial),
+            server: link.server,
+            process: link.process,
+            key: link.key.clone(),
+        };
+        if self.shared.control.try_send(ask).is_ok() {
+            link.cancels += 1;
+        }
+    }
+
+    /// A cancel request has been dealt with.
+    pub(super) fn cancelled(&mut self, slot: usize, serial: u64) {
+        let Some(link) = self.links.get_mut(slot).filter(|link| link.serial == serial) else { return };
+        link.cancels = link.cancels.saturating_sub(1);
+        if link.cancels == 0 && matches!(link.stage, Stage::Cancelling) {
+            self.offer(slot);
+        }
+    }
+}

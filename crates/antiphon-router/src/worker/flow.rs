@@ -1,0 +1,335 @@
+//! Reading and writing: one read of one side becomes one write of the other.
+//!
+//! Back-pressure without a system call: a side is not read while the other has not taken what it was given. Every
+//! socket stays registered for both directions, edge-triggered, so the reading goes on when the rest has gone.
+
+use std::io::{self, Read, Write};
+
+use mio::net::TcpStream;
+
+use super::client::Phase;
+use super::link::Stage;
+use super::{READ_BYTES, Work, Worker};
+use crate::downstream::{Downstream, Flow};
+use crate::upstream::{Stop, Upstream};
+use crate::wire::messages::{self, Complaint};
+
+/// Room that is kept for bytes that wait, when they have gone.
+const KEPT_BYTES: usize = 4 * 1024;
+
+/// What a read gave.
+enum Got {
+    /// So many bytes, and whether there may be more.
+    Bytes(usize, bool),
+    /// Nothing for now.
+    Nothing,
+    /// The other side has gone.
+    End,
+}
+
+fn read(stream: &mut TcpStream, room: &mut [u8], hung_up: bool) -> Got {
+    loop {
+        match stream.read(room) {
+            Ok(0) => return Got::End,
+            // Less than there was room for: nothing is left, and what comes next is a new event. Unless the end
+            // has been announced already, for which no event comes again.
+            Ok(bytes) => return Got::Bytes(bytes, bytes == room.len() || hung_up),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Got::Nothing,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Got::End,
+        }
+    }
+}
+
+/// Writes what can be written and keeps the rest.
+fn write(stream: &mut TcpStream, out: &mut Vec<u8>, bytes: &[u8]) -> io::Result<()> {
+    let mut left = bytes;
+    if out.is_empty() {
+        while !left.is_empty() {
+            match stream.write(left) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(sent) => left = left.get(sent..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    out.extend_from_slice(left);
+    Ok(())
+}
+
+/// Writes what was kept; whether all of it has gone.
+fn flush(stream: &mut TcpStream, out: &mut Vec<u8>) -> io::Result<bool> {
+    if out.is_empty() {
+        return Ok(true);
+    }
+    let mut kept = std::mem::take(out);
+    write(stream, out, &kept)?;
+    if out.is_empty() && kept.capacity() <= KEPT_BYTES {
+        kept.clear();
+        *out = kept;
+    }
+    Ok(out.is_empty())
+}
+
+impl Worker {
+    pub(super) fn flush_client(&mut self, slot: usize) {
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        let waited = !client.out.is_empty();
+        match flush(&mut client.stream, &mut client.out) {
+            Ok(true) if client.leaves => self.work.push_back(Work::Close(slot, client.serial)),
+            Ok(true) if waited => self.work.extend(client.link.map(Work::Link)),
+            Ok(_) => {}
+            Err(_) => self.work.push_back(Work::Close(slot, client.serial)),
+        }
+    }
+
+    pub(super) fn flush_link(&mut self, slot: usize) {
+        let Some(link) = self.links.get_mut(slot) else { return };
+        let waited = !link.out.is_empty();
+        match flush(&mut link.stream, &mut link.out) {
+            Ok(true) if waited => self.work.extend(link.client.map(Work::Client)),
+            Ok(_) => {}
+            // What the server said before it went is still to be read.
+            Err(_) => (link.readable, link.hung_up) = (true, true),
+        }
+    }
+
+    /// Sends bytes to a client.
+    pub(super) fn tell(&mut self, slot: usize, bytes: &[u8]) {
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        if write(&mut client.stream, &mut client.out, bytes).is_err() {
+            self.work.push_back(Work::Close(slot, client.serial));
+        }
+    }
+
+    /// Sends a client its last message and closes it when that has gone.
+    pub(super) fn dismiss(&mut self, slot: usize, complaint: &Complaint) {
+        let mut bytes = Vec::new();
+        messages::error(&mut bytes, complaint);
+        self.dismiss_with(slot, &bytes);
+    }
+
+    pub(super) fn dismiss_with(&mut self, slot: usize, bytes: &[u8]) {
+        self.tell(slot, bytes);
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        client.leaves = true;
+        if client.out.is_empty() {
+            self.work.push_back(Work::Close(slot, client.serial));
+        }
+    }
+
+    /// Sends bytes to a server.
+    pub(super) fn send(&mut self, slot: usize, bytes: &[u8]) {
+        let Some(link) = self.links.get_mut(slot) else { return };
+        if write(&mut link.stream, &mut link.out, bytes).is_err() {
+            (link.readable, link.hung_up) = (true, true);
+            self.work.push_back(Work::Link(slot));
+        }
+    }
+
+    /// Reads a client until nothing is left, or what it needs is not there.
+    pub(super) fn pump_client(&mut self, slot: usize) {
+        loop {
+            let Some(client) = self.clients.get_mut(slot) else { return };
+            let at_work = !matches!(client.phase, Phase::Lookup(_) | Phase::Greeting(_));
+            if client.waits || client.leaves || !at_work || !client.out.is_empty() {
+                // One that has gone is not served any more; what it sent before it went does not matter.
+                if client.hung_up && (client.waits || !at_work || client.leaves) {
+                    self.work.push_back(Work::Close(slot, client.serial));
+                }
+                return;
+            }
+            let resumes = std::mem::take(&mut client.resumes) && !client.inbox.is_empty();
+            let blocked =
+                client.link.and_then(|link| self.links.get(link)).is_some_and(|link| !link.out.is_empty());
+            if !resumes && (blocked || !client.readable) {
+                return;
+            }
+            let mut buffer = std::mem::take(&mut self.buffer);
+            let kept = client.inbox.len();
+            if let Some(place) = buffer.get_mut(..kept) {
+                place.copy_from_slice(&client.inbox);
+            }
+            client.inbox.clear();
+            client.inbox.shrink_to(KEPT_BYTES);
+            let got = match buffer.get_mut(kept..kept + READ_BYTES) {
+                Some(room) if !resumes => read(&mut client.stream, room, client.hung_up),
+                Some(_) | None => Got::Bytes(0, client.readable),
+            };
+            let serial = client.serial;
+            match got {
+                Got::Bytes(bytes, more) => {
+                    client.readable = more;
+                    let input = buffer.get(..kept + bytes).unwrap_or_default();
+                    self.client_bytes(slot, input);
+                }
+                Got::Nothing | Got::End => {
+                    client.readable = false;
+                    client.inbox.extend_from_slice(buffer.get(..kept).unwrap_or_default());
+                }
+            }
+            self.buffer = buffer;
+            if matches!(got, Got::End) {
+                self.work.push_back(Work::Close(slot, serial));
+                return;
+            }
+        }
+    }
+
+    fn client_bytes(&mut self, slot: usize, input: &[u8]) {
+        let mut at = 0;
+        loop {
+            let Some(client) = self.clients.get(slot) else { return };
+            let rest = input.get(at..).unwrap_or_default();
+            let go_on = match client.phase {
+                Phase::Session => self.session_bytes(slot, rest, &mut at),
+                _ if rest.is_empty() => false,
+                _ => self.login_bytes(slot, rest, &mut at),
+            };
+            if !go_on {
+                break;
+            }
+        }
+        if let Some(client) = self.clients.get_mut(slot) {
+            client.inbox.extend_from_slice(input.get(at..).unwrap_or_default());
+        }
+    }
+
+    /// Moves what a session sent towards its server; whether to go on with what is left.
+    fn session_bytes(&mut self, slot: usize, input: &[u8], at: &mut usize) -> bool {
+        let Some(client) = self.clients.get_mut(slot) else { return false };
+        self.out.clear();
+        self.replies.clear();
+        let mut link = client.link.and_then(|link| self.links.get_mut(link));
+        if let Some(link) = link.as_mut().filter(|_| std::mem::take(&mut client.fresh_link)) {
+            link.wire.take_up(&mut client.session, input, &mut self.out);
+        }
+        let (moved, stop) = Upstream {
+            session: &mut client.session,
+            link: link.as_mut().map(|link| &mut link.wire),
+            statements: &mut self.statements,
+            input,
+            out: &mut self.out,
+            replies: &mut self.replies,
+        }
+        .run();
+        *at += moved;
+        if let Some(link) = link {
+            client.session.again.sent(input.get(..moved).unwrap_or_default());
+            let bytes = self.out.finish(input);
+            if !bytes.is_empty() && write(&mut link.stream, &mut link.out, bytes).is_err() {
+                // What the server said before it went is still to be read, and says what became of this.
+                (link.readable, link.hung_up) = (true, true);
+                self.work.extend(client.link.map(Work::Link));
+            }
+        }
+        if !self.replies.is_empty() {
+            let replies = std::mem::take(&mut self.replies);
+            self.tell(slot, &replies);
+            self.replies = replies;
+        }
+        match stop {
+            Stop::More => false,
+            Stop::Link => self.attach(slot),
+            Stop::Goodbye => {
+                let serial = self.clients.get(slot).map_or(0, |client| client.serial);
+                self.work.push_back(Work::Close(slot, serial));
+                *at += input.len() - moved;
+                false
+            }
+            Stop::Refuse(complaint) => {
+                tracing::info!(
+                    message = complaint.message,
+                    "a client is closed: it does not keep to the protocol"
+                );
+                self.dismiss(slot, &complaint);
+                *at += input.len() - moved;
+                false
+            }
+        }
+    }
+
+    /// Reads a link until nothing is left, or its client does not take it.
+    pub(super) fn pump_link(&mut self, slot: usize) {
+        loop {
+            let Some(link) = self.links.get_mut(slot) else { return };
+            let client = link.client.and_then(|client| self.clients.get(client));
+            if !link.readable || client.is_some_and(|client| !client.out.is_empty()) {
+                return;
+            }
+            let mut buffer = std::mem::take(&mut self.buffer);
+            let kept = link.inbox.len();
+            if let Some(place) = buffer.get_mut(..kept) {
+                place.copy_from_slice(&link.inbox);
+            }
+            link.inbox.clear();
+            link.inbox.shrink_to(KEPT_BYTES);
+            let got = match buffer.get_mut(kept..kept + READ_BYTES) {
+                Some(room) => read(&mut link.stream, room, link.hung_up),
+                None => Got::End,
+            };
+            let serial = link.serial;
+            match got {
+                Got::Bytes(bytes, more) => {
+                    link.readable = more;
+                    self.link_bytes(slot, buffer.get(..kept + bytes).unwrap_or_default());
+                }
+                Got::Nothing => {
+                    link.readable = false;
+                    link.inbox.extend_from_slice(buffer.get(..kept).unwrap_or_default());
+                }
+                Got::End => {}
+            }
+            self.buffer = buffer;
+            let dead = matches!(got, Got::End) || matches!(got, Got::Nothing) && self.is_gone(slot);
+            if dead {
+                self.work.push_back(Work::Drop(slot, serial));
+                return;
+            }
+        }
+    }
+
+    /// Nothing is left to read of a link that is known to be closed.
+    fn is_gone(&self, slot: usize) -> bool {
+        self.links.get(slot).is_some_and(|link| link.hung_up)
+    }
+
+    fn link_bytes(&mut self, slot: usize, input: &[u8]) {
+        let Some(link) = self.links.get_mut(slot) else { return };
+        if let Stage::Login(_) = link.stage {
+            return self.link_login(slot, input);
+        }
+        self.out.clear();
+        let client = link.client;
+        let mut to = client.and_then(|client| self.clients.get_mut(client));
+        let (moved, flow) = Downstream {
+            session: to.as_mut().map(|client| &mut client.session),
+            link: &mut link.wire,
+            interned: &mut self.interned,
+            input,
+            out: &mut self.out,
+        }
+        .run();
+        link.inbox.extend_from_slice(input.get(moved..).unwrap_or_default());
+        let (serial, resets) = (link.serial, matches!(link.stage, Stage::Reset));
+        let bytes = self.out.finish(input);
+        if let Some(to) = to.filter(|_| !bytes.is_empty()) {
+            to.session.again.never();
+            if write(&mut to.stream, &mut to.out, bytes).is_err() {
+                self.work.extend(client.map(|slot| Work::Close(slot, to.serial)));
+            }
+        }
+        match flow {
+            Flow::Free => self.release(slot),
+            Flow::Reset if resets => self.offer(slot),
+            Flow::On | Flow::Reset => {}
+            Flow::Failed => self.own_query_failed(slot),
+            Flow::Broken(what) => {
+                tracing::warn!(what, "a server does not keep to the protocol; its link is closed");
+                self.work.push_back(Work::Drop(slot, serial));
+            }
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! A connection to a server: its socket, what it is good for at the moment, and what the protocol knows of it.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use mio::net::TcpStream;
+
+use crate::login::ServerLogin;
+use crate::session::Link;
+use crate::shared::PoolKey;
+
+/// What a link is good for.
+#[derive(Debug)]
+pub enum Stage {
+    /// It is being logged in.
+    Login(Box<ServerLogin>),
+    /// It carries a session, or could.
+    Ready,
+    /// What a session left behind is being removed.
+    Reset,
+    /// Its session is done with it, but a cancel request for it is still on its way.
+    Cancelling,
+}
+
+/// A connection to a server.
+pub struct ServerLink {
+    /// Its socket.
+    pub stream: TcpStream,
+    /// Unlike that of any other link of the thread.
+    pub serial: u64,
+    /// Whose link it is, by the thread's number of the pool.
+    pub pool: usize,
+    /// Whose link it is, in every thread.
+    pub key_of: PoolKey,
+    /// The epoch that it was opened in.
+    pub epoch: u64,
+    /// Its server.
+    pub server: SocketAddr,
+    /// What it is good for.
+    pub stage: Stage,
+    /// Its protocol state.
+    pub wire: Link,
+    /// The client that has it.
+    pub client: Option<usize>,
+    /// Bytes that its server has not taken yet.
+    pub out: Vec<u8>,
+    /// The beginning of a message that has not come whole.
+    pub inbox: Vec<u8>,
+    /// There may be something to read.
+    pub readable: bool,
+    /// The server has closed its side.
+    pub hung_up: bool,
+    /// The server's process.
+    pub process: u32,
+    /// What a cancel request has to know.
+    pub key: Vec<u8>,
+    /// Cancel requests on their way.
+    pub cancels: u32,
+}
+
+/// Places of links that nobody uses; the one used last is taken first, so that the others grow old.
+pub type Idle = VecDeque<usize>;

@@ -1,0 +1,329 @@
+//! The beginnings: a client from its first packet to its session, a link from its first byte to its first use.
+
+use super::client::{Phase, Wish};
+use super::link::Stage;
+use super::{Work, Worker};
+use crate::login::failure;
+use crate::parameters::Parameters;
+use crate::scram::{self, Exchange, NONCE_BYTES, ScramError, Verifier};
+use crate::session::{Farewell, Session};
+use crate::settings::Authentication;
+use crate::shared::{Ask, ClientId, Note, lock};
+use crate::wire::messages::{self, Complaint};
+use crate::wire::startup::{self, NEWEST_MINOR, Opening, Start};
+use crate::wire::{self, Frame, HEADER_BYTES, fields};
+
+/// Times that a client may ask for encryption before it begins: TLS, then GSS.
+const ENCRYPTION_ASKED_MAX: u8 = 2;
+/// Bytes of a cancel key: protocol 3.0 has 4, 3.2 takes any number.
+const KEY_BYTES: [usize; 2] = [4, 32];
+/// Longest name of a user or a database, in bytes.
+const NAME_BYTES_MAX: usize = 128;
+
+fn malformed(message: &str) -> Complaint {
+    Complaint::fatal("08P01", message)
+}
+
+/// Random bytes; none if the kernel has none.
+fn random<const N: usize>() -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).ok().map(|()| bytes)
+}
+
+impl Worker {
+    /// Takes bytes of a client that has no session yet; whether to go on with what is left.
+    pub(super) fn login_bytes(&mut self, slot: usize, input: &[u8], at: &mut usize) -> bool {
+        let Some(client) = self.clients.get(slot) else { return false };
+        if client.leaves {
+            *at += input.len();
+            return false;
+        }
+        let done = match client.phase {
+            Phase::Opening(asked) => self.open(slot, asked, input, at),
+            Phase::Sasl(_) | Phase::Proof(_) => self.password(slot, input, at),
+            Phase::Lookup(_) | Phase::Greeting(_) | Phase::Session => return false,
+        };
+        match done {
+            Ok(go_on) => go_on,
+            Err(complaint) => {
+                tracing::debug!(message = complaint.message, "a client is not let in");
+                *at += input.len();
+                self.dismiss(slot, &complaint);
+                false
+            }
+        }
+    }
+
+    fn open(&mut self, slot: usize, asked: u8, input: &[u8], at: &mut usize) -> Result<bool, Complaint> {
+        let (opening, bytes) = startup::open(input);
+        *at += bytes;
+        match opening {
+            Opening::Partial => Ok(false),
+            Opening::Encryption if asked < ENCRYPTION_ASKED_MAX => {
+                self.tell(slot, b"N");
+                self.set_phase(slot, Phase::Opening(asked + 1));
+                Ok(true)
+            }
+            Opening::Encryption => Err(malformed("encryption was asked for too often")),
+            Opening::Cancel { process, key } => {
+                // The thread that has the client is in its number.
+                self.shared.note((process >> 24) as u16, Note::Cancel { process, key });
+                let serial = self.clients.get(slot).map_or(0, |client| client.serial);
+                self.work.push_back(Work::Close(slot, serial));
+                Ok(false)
+            }
+            Opening::Foreign(major, minor) => {
+                let message =
+                    format!("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.2");
+                Err(Complaint::fatal("0A000", message))
+            }
+            Opening::Malformed(why) => Err(malformed(why)),
+            Opening::Start(start) => self.start(slot, &start).map(|()| true),
+        }
+    }
+
+    fn start(&mut self, slot: usize, start: &Start) -> Result<(), Complaint> {
+        let clients = self.shared.clients.load(std::sync::atomic::Ordering::Relaxed);
+        if clients > self.shared.settings.clients_max {
+            return Err(Complaint::fatal("53300", "too many clients are connected to the router"));
+        }
+        let user = start.get("user").filter(|user| !user.is_empty());
+        let user = user.ok_or_else(|| {
+            Complaint::fatal("28000", "no PostgreSQL user name specified in startup packet")
+        })?;
+        let database = start.get("database").filter(|name| !name.is_empty()).unwrap_or(user);
+        if user.len() > NAME_BYTES_MAX || database.len() > NAME_BYTES_MAX {
+            return Err(Complaint::fatal("28000", "the name of the user or of the database is too long"));
+        }
+        let parameters = self.interned.get(Parameters::of_start(start)?);
+        if start.minor > NEWEST_MINOR || !start.unknown_options.is_empty() {
+            let mut bytes = Vec::new();
+            messages::negotiate(&mut bytes, start.minor.min(NEWEST_MINOR), &start.unknown_options);
+            self.tell(slot, &bytes);
+        }
+        let wish = Wish {
+            user: user.to_owned(),
+            database: database.to_owned(),
+            minor: start.minor.min(NEWEST_MINOR),
+        };
+        if let Some(client) = self.clients.get_mut(slot) {
+            client.session = Session::new(parameters);
+        }
+        self.identify(slot, wish);
+        Ok(())
+    }
+
+    /// Finds what the client's password is checked against.
+    fn identify(&mut self, slot: usize, wish: Wish) {
+        let found = match &self.shared.settings.authentication {
+            Authentication::Trust => return self.greet(slot, wish),
+            Authentication::Users(users) => Some((users.get(&wish.user).cloned(), true)),
+            Authentication::Query(_) => self.shared.verifier(&wish.user),
+        };
+        match found {
+            Some((verifier, true)) => self.ask_password(slot, wish, verifier),
+            Some((_, false)) | None => {
+                let Some(client) = self.clients.get_mut(slot) else { return };
+                let id = client.id(slot);
+                let ask = Ask::User { thread: self.number, client: id, user: wish.user.clone() };
+                client.phase = Phase::Lookup(Box::new(wish));
+                if self.shared.control.try_send(ask).is_err() {
+                    let message = "too many users are being looked up; try again";
+                    self.dismiss(slot, &Complaint::fatal("53300", message));
+                }
+            }
+        }
+    }
+
+    /// The control task has looked a user up.
+    pub(super) fn looked_up(&mut self, id: ClientId, found: Result<Option<Verifier>, String>) {
+        let Some(client) = self.clients.get_mut(id.slot).filter(|client| client.serial == id.serial) else {
+            return;
+        };
+        let Phase::Lookup(wish) = &mut client.phase else { return };
+        let wish = std::mem::take(&mut **wish);
+        match found {
+            Ok(verifier) => self.ask_password(id.slot, wish, verifier),
+            Err(why) => {
+                let complaint = Complaint::fatal("57P03", "the password could not be checked");
+                self.dismiss(id.slot, &complaint.with_detail(Some(why)));
+            }
+        }
+        self.resume(id.slot);
+    }
+
+    fn ask_password(&mut self, slot: usize, wish: Wish, verifier: Option<Verifier>) {
+        let verifier = verifier.unwrap_or_else(|| Verifier::impossible(&wish.user, &self.shared.secret));
+        let mut bytes = Vec::new();
+        messages::authentication(&mut bytes, 10, &[scram::MECHANISM.as_bytes(), b"\0\0"].concat());
+        self.tell(slot, &bytes);
+        self.set_phase(slot, Phase::Sasl(Box::new((wish, verifier))));
+    }
+
+    fn set_phase(&mut self, slot: usize, phase: Phase) {
+        if let Some(client) = self.clients.get_mut(slot) {
+            client.phase = phase;
+        }
+    }
+
+    /// Goes on with what a client has sent meanwhile.
+    fn resume(&mut self, slot: usize) {
+        if let Some(client) = self.clients.get_mut(slot) {
+            client.resumes = true;
+            self.work.push_back(Work::Client(slot));
+        }
+    }
+
+    fn password(&mut self, slot: usize, input: &[u8], at: &mut usize) -> Result<bool, Complaint> {
+        let body = match wire::from_client(input) {
+            Frame::Partial => return Ok(false),
+            Frame::Message { kind: b'p', bytes } if bytes <= scram::MESSAGE_BYTES_MAX => {
+                let Some(body) = input.get(HEADER_BYTES..bytes) else { return Ok(false) };
+                *at += bytes;
+                body
+            }
+            Frame::Message { .. } | Frame::Malformed => return Err(malformed("expected SASL response")),
+        };
+        let Some(client) = self.clients.get_mut(slot) else { return Ok(false) };
+        let mut bytes = Vec::new();
+        match std::mem::replace(&mut client.phase, Phase::Opening(ENCRYPTION_ASKED_MAX)) {
+            Phase::Sasl(asked) => {
+                let (wish, verifier) = *asked;
+                let first = sasl_first(body).ok_or_else(|| malformed("malformed SASL initial response"))?;
+                let nonce = random::<NONCE_BYTES>().ok_or_else(|| malformed("no random numbers"))?;
+                let (exchange, answer) = Exchange::begin(verifier, first, &nonce)
+                    .map_err(|error| malformed(&error.to_string()))?;
+                messages::authentication(&mut bytes, 11, answer.as_bytes());
+                client.phase = Phase::Proof(Box::new((wish, exchange)));
+                self.tell(slot, &bytes);
+            }
+            Phase::Proof(asked) => {
+                let (wish, exchange) = *asked;
+                let (credentials, answer) = exchange.finish(body).map_err(|error| match error {
+                    ScramError::WrongPassword => {
+                        let user = &wish.user;
+                        Complaint::fatal(
+                            "28P01",
+                            format!("password authentication failed for user \"{user}\""),
+                        )
+                    }
+                    error => malformed(&error.to_string()),
+                })?;
+                let budget = self.shared.budget(&(wish.user.clone(), wish.database.clone()));
+                *lock(&budget.credentials) = Some(credentials);
+                messages::authentication(&mut bytes, 12, answer.as_bytes());
+                self.tell(slot, &bytes);
+                self.greet(slot, wish);
+            }
+            phase => client.phase = phase,
+        }
+        Ok(true)
+    }
+
+    /// The client is who it says: it gets its session as soon as a server has told of itself.
+    fn greet(&mut self, slot: usize, wish: Wish) {
+        let Some(pool) = self.pool_of(&wish) else {
+            return self.dismiss(slot, &Complaint::fatal("53300", "too many pools"));
+        };
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        client.pool = pool;
+        let id = client.id(slot);
+        client.phase = Phase::Greeting(Box::new(wish));
+        if !self.greeted(slot) {
+            self.wait_for_greeting(pool, id);
+        }
+    }
+
+    /// Begins the session of a client if it is known what to tell it.
+    pub(super) fn greeted(&mut self, slot: usize) -> bool {
+        let Some(client) = self.clients.get_mut(slot) else { return true };
+        let Phase::Greeting(wish) = &client.phase else { return true };
+        let Some(greeting) = self.pools.get(client.pool).and_then(|pool| lock(&pool.budget.greeting).clone())
+        else {
+            return false;
+        };
+        let mut bytes = Vec::new();
+        messages::authentication(&mut bytes, 0, &[]);
+        for (name, value) in greeting.iter() {
+            messages::parameter_status(
+                &mut bytes,
+                name,
+                client.session.parameters.shown(name).unwrap_or(value),
+            );
+        }
+        let [short, long] = KEY_BYTES;
+        let length = if wish.minor >= 2 { long } else { short };
+        // Without random numbers there is no key, and nothing can be cancelled.
+        client.key = random::<32>().and_then(|key| Some(key.get(..length)?.to_vec())).unwrap_or_default();
+        let process = u32::from(self.number) << 24 | u32::try_from(slot & 0xff_ffff).unwrap_or(0);
+        messages::key_data(&mut bytes, process, &client.key);
+        messages::ready(&mut bytes, b'I');
+        client.phase = Phase::Session;
+        self.tell(slot, &bytes);
+        self.resume(slot);
+        true
+    }
+
+    /// Takes bytes of a server that the router logs in to.
+    pub(super) fn link_login(&mut self, slot: usize, input: &[u8]) {
+        let mut at = 0;
+        let mut out = Vec::new();
+        let ended = loop {
+            let Some(link) = self.links.get_mut(slot) else { return };
+            let Stage::Login(login) = &mut link.stage else { return };
+            let rest = input.get(at..).unwrap_or_default();
+            let (kind, bytes) = match wire::from_server(rest) {
+                Frame::Message { kind, bytes } if bytes <= super::READ_BYTES => (kind, bytes),
+                Frame::Partial => break Ok(None),
+                Frame::Message { .. } | Frame::Malformed => {
+                    break Err(failure("08P01", "the server is no PostgreSQL"));
+                }
+            };
+            let Some(body) = rest.get(HEADER_BYTES..bytes) else { break Ok(None) };
+            at += bytes;
+            match login.message(kind, body, &mut out) {
+                Ok(None) => {}
+                done => break done,
+            }
+        };
+        if !out.is_empty() {
+            self.send(slot, &out);
+        }
+        let Some(link) = self.links.get_mut(slot) else { return };
+        link.inbox.extend_from_slice(input.get(at..).unwrap_or_default());
+        match ended {
+            Ok(None) => {}
+            Ok(Some(greeting)) => {
+                link.stage = Stage::Ready;
+                link.process = greeting.process;
+                link.key = greeting.key;
+                self.opened(slot, greeting.parameters);
+            }
+            Err(why) => self.opening_failed(slot, &why),
+        }
+    }
+
+    /// A query of the router's own failed: whoever waits for what it does cannot be served.
+    pub(super) fn own_query_failed(&mut self, slot: usize) {
+        let Some(link) = self.links.get_mut(slot) else { return };
+        let Farewell { code, message } =
+            link.wire.own_error.take().unwrap_or_else(|| failure("XX000", "it ended in a wrong state"));
+        tracing::info!(code, message, "a link could not be given a session's settings; it is closed");
+        let (serial, client) = (link.serial, link.client.take());
+        self.work.push_back(Work::Drop(slot, serial));
+        let Some(client) = client else { return };
+        if let Some(client) = self.clients.get_mut(client) {
+            client.link = None;
+        }
+        let complaint = Complaint::fatal("22023", "the settings of this session could not be restored");
+        self.dismiss(client, &complaint.with_detail(Some(format!("The server said: {message}"))));
+    }
+}
+
+/// The client's first SCRAM message, out of a SASLInitialResponse for our mechanism.
+fn sasl_first(body: &[u8]) -> Option<&[u8]> {
+    let (mechanism, rest) = fields::text(body)?;
+    let [a, b, c, d, first @ ..] = rest else { return None };
+    let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+    (mechanism == scram::MECHANISM.as_bytes() && length == first.len()).then_some(first)
+}
