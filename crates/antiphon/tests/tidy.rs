@@ -15,12 +15,24 @@ const FUNCTION_LINES_MAX: usize = 120;
 /// Which crates of this workspace each one may depend on. Dependencies run one way.
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("antiphon-core", &[]),
-    ("antiphon-peer", &["antiphon-core"]),
-    ("antiphon-store", &["antiphon-core", "antiphon-peer"]),
-    ("antiphon-engine", &["antiphon-core"]),
+    ("antiphon-testcerts", &[]),
+    ("antiphon-tls", &["antiphon-testcerts"]),
+    ("antiphon-peer", &["antiphon-core", "antiphon-testcerts", "antiphon-tls"]),
+    ("antiphon-store", &["antiphon-core", "antiphon-peer", "antiphon-testcerts", "antiphon-tls"]),
+    ("antiphon-engine", &["antiphon-core", "antiphon-testcerts", "antiphon-tls"]),
     ("antiphon-router", &["antiphon-core"]),
     ("antiphon-sim", &["antiphon-core", "antiphon-peer", "antiphon-store"]),
-    ("antiphon", &["antiphon-core", "antiphon-peer", "antiphon-store", "antiphon-engine"]),
+    (
+        "antiphon",
+        &[
+            "antiphon-core",
+            "antiphon-peer",
+            "antiphon-store",
+            "antiphon-engine",
+            "antiphon-testcerts",
+            "antiphon-tls",
+        ],
+    ),
     ("antiphon-bench", &[]),
 ];
 
