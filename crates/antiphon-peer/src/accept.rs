@@ -9,13 +9,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use antiphon_tls::{Stream, farewell};
+use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use crate::handshake::{self, HandshakeError};
+use crate::cover;
+use crate::handshake::{self, HandshakeError, Identity};
 use crate::wire::{self, Seal};
 use crate::{Channel, Shared};
 
@@ -25,8 +27,6 @@ const SILENCE_TIME_MAX: Duration = Duration::from_secs(3);
 const UNPROVEN_MAX: usize = 64;
 const UNPROVEN_PER_HOST_MAX: usize = 16;
 const REFUSALS_LOGGED_EVERY: Duration = Duration::from_secs(1);
-/// What a refused dialer may still have under way is read for this long, so that it gets to read why.
-const FAREWELL_TIME_MAX: Duration = Duration::from_millis(200);
 /// How long to wait when the system gives no connection (out of descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -54,17 +54,15 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 async fn welcome(
-    mut stream: TcpStream,
+    stream: TcpStream,
     from: SocketAddr,
     unproven: Unproven,
     door: Arc<Door>,
     shared: Arc<Shared>,
 ) {
     let _ = stream.set_nodelay(true);
-    let shake = handshake::accept(&mut stream, &shared.identity, &shared.key);
-    let outcome = timeout(HANDSHAKE_TIME_MAX, shake).await;
-    match outcome {
-        Ok(Ok((peer, seal))) => {
+    match timeout(HANDSHAKE_TIME_MAX, enter(stream, &shared)).await {
+        Ok(Ok((stream, peer, seal))) => {
             drop(unproven);
             shared.nudge(&peer.address);
             // A task of its own, so that a later connection of the same peer can end this one.
@@ -73,25 +71,36 @@ async fn welcome(
             door.admit(peer.address, task.abort_handle());
             let _ = task.await;
         }
-        Ok(Err(HandshakeError::Refused(why))) => {
-            door.refuse(&from.to_string(), &why);
-            // Closing with bytes unread would reset the connection before the dialer has read the reason.
-            let _ = stream.shutdown().await;
-            let mut rest = [0_u8; 512];
-            let drain = async { while matches!(stream.read(&mut rest).await, Ok(1..)) {} };
-            let _ = timeout(FAREWELL_TIME_MAX, drain).await;
-        }
+        Ok(Err(HandshakeError::Refused(why))) => door.refuse(&from.to_string(), &why),
         Ok(Err(HandshakeError::RefusedByPeer(why))) => {
             door.refuse(&from.to_string(), &format!("it refused this member: {why}"));
         }
         // A connection that ends by itself is no news: peers die, and monitors knock.
-        Ok(Err(HandshakeError::Io(_))) => {}
+        Ok(Err(HandshakeError::Io(error))) => {
+            if let Some(why) = antiphon_tls::reason(&error) {
+                door.refuse(&from.to_string(), &why);
+            }
+        }
         Err(_) => door.refuse(&from.to_string(), "it did not prove itself in time"),
     }
 }
 
+/// Everything that a stranger has to pass.
+async fn enter(stream: TcpStream, shared: &Shared) -> Result<(Stream, Identity, Seal), HandshakeError> {
+    let mut stream = cover::accept(stream, shared.tls.as_ref()).await?;
+    match handshake::accept(&mut stream, &shared.identity, &shared.key).await {
+        Ok((peer, seal)) => Ok((stream, peer, seal)),
+        Err(error) => {
+            if matches!(error, HandshakeError::Refused(_)) {
+                farewell(&mut stream).await;
+            }
+            Err(error)
+        }
+    }
+}
+
 /// Hands on what one proven peer sends until its connection ends.
-async fn listen(stream: TcpStream, mut seal: Seal, from: String, door: Arc<Door>, shared: Arc<Shared>) {
+async fn listen(stream: Stream, mut seal: Seal, from: String, door: Arc<Door>, shared: Arc<Shared>) {
     let mut stream = BufReader::new(stream);
     loop {
         let (channel, body) = match timeout(SILENCE_TIME_MAX, wire::read_frame(&mut stream, &mut seal)).await

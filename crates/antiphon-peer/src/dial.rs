@@ -11,6 +11,7 @@ use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use antiphon_tls::Stream;
 use bytes::BytesMut;
 use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 use tokio::io::AsyncReadExt;
@@ -19,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use crate::cover;
 use crate::handshake::{self, HandshakeError};
 use crate::outbox::Outbox;
 use crate::wire::{self, Seal};
@@ -91,13 +93,17 @@ async fn keep(address: String, outbox: Arc<Outbox>, shared: Arc<Shared>) {
     }
 }
 
-async fn connect(address: &str, shared: &Shared) -> Result<(TcpStream, Seal, String), Down> {
-    let mut stream = within(CONNECT_TIME_MAX, TcpStream::connect(address)).await?.map_err(|e| down(&e))?;
+async fn connect(address: &str, shared: &Shared) -> Result<(Stream, Seal, String), Down> {
+    let stream = within(CONNECT_TIME_MAX, TcpStream::connect(address)).await?.map_err(|e| down(&e))?;
     stream.set_nodelay(true).map_err(|e| down(&e))?;
     setsockopt(&stream, TcpUserTimeout, &SILENCE_MILLIS_MAX).map_err(|e| down(&e.into()))?;
-    let shake = handshake::dial(&mut stream, &shared.identity, &shared.key, address);
+    let shake = async {
+        let mut stream = cover::dial(stream, shared.tls.as_ref(), address).await?;
+        let (peer, seal) = handshake::dial(&mut stream, &shared.identity, &shared.key, address).await?;
+        Ok((stream, seal, peer.node))
+    };
     match within(HANDSHAKE_TIME_MAX, shake).await? {
-        Ok((peer, seal)) => Ok((stream, seal, peer.node)),
+        Ok(linked) => Ok(linked),
         Err(HandshakeError::Io(error)) => Err(down(&error)),
         Err(HandshakeError::RefusedByPeer(why)) => Err(Down::Rejected(format!("by the peer: {why}"))),
         Err(HandshakeError::Refused(why)) => Err(Down::Rejected(why)),
@@ -109,8 +115,8 @@ async fn within<T>(limit: Duration, what: impl Future<Output = T>) -> Result<T, 
 }
 
 /// Sends what is queued until the connection ends; says how.
-async fn carry(stream: TcpStream, mut seal: Seal, outbox: &Outbox) -> Down {
-    let (mut from_peer, mut to_peer) = stream.into_split();
+async fn carry(stream: Stream, mut seal: Seal, outbox: &Outbox) -> Down {
+    let (mut from_peer, mut to_peer) = tokio::io::split(stream);
     let sending = async {
         let mut frames = BytesMut::with_capacity(WRITE_BYTES);
         loop {
@@ -128,7 +134,11 @@ async fn carry(stream: TcpStream, mut seal: Seal, outbox: &Outbox) -> Down {
                 }
                 Err(_) => wire::put_frame(&mut frames, &mut seal, wire::PING, &[]),
             }
-            if let Err(error) = to_peer.write_all(&frames).await {
+            let written = async {
+                to_peer.write_all(&frames).await?;
+                to_peer.flush().await
+            };
+            if let Err(error) = written.await {
                 return down(&error);
             }
             frames.clear();
@@ -149,6 +159,9 @@ async fn carry(stream: TcpStream, mut seal: Seal, outbox: &Outbox) -> Down {
 }
 
 fn down(error: &io::Error) -> Down {
+    if let Some(why) = antiphon_tls::reason(error) {
+        return Down::Rejected(why);
+    }
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Down::Refused,
         io::ErrorKind::TimedOut => Down::TimedOut,

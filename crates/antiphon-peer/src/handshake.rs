@@ -141,7 +141,8 @@ pub(crate) fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= NAME_BYTES_MAX && !text.chars().any(char::is_control)
 }
 
-async fn refuse<S, T>(stream: &mut S, why: String) -> Result<T, HandshakeError>
+/// Says why the other side is refused, and that it is.
+pub(crate) async fn refuse<S, T>(stream: &mut S, why: String) -> Result<T, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -203,7 +204,8 @@ async fn send<S: AsyncWrite + Unpin>(stream: &mut S, kind: u8, body: &[u8]) -> i
     message.push(kind);
     message.extend_from_slice(&length.to_be_bytes());
     message.extend_from_slice(body);
-    stream.write_all(&message).await
+    stream.write_all(&message).await?;
+    stream.flush().await
 }
 
 async fn receive<S: AsyncRead + Unpin>(stream: &mut S, expected: u8) -> Result<Vec<u8>, HandshakeError> {

@@ -6,9 +6,11 @@
 //!
 //! Everything runs on one OS thread with a runtime of its own, so that load in the rest of the program cannot
 //! hold up a heartbeat. Nothing here waits for the caller and nothing makes the caller wait: queues are
-//! bounded, and what does not fit is dropped. Messages may be lost, never altered, injected or replayed.
+//! bounded, and what does not fit is dropped. Messages may be lost, never altered, injected or replayed; with
+//! TLS ([`PeerSettings::tls`]) nobody else can read them either.
 
 mod accept;
+mod cover;
 mod dial;
 mod handshake;
 mod outbox;
@@ -23,12 +25,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use antiphon_tls::MemberTls;
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::handshake::{Identity, Key};
 use crate::outbox::Outbox;
@@ -55,6 +58,8 @@ pub struct PeerSettings {
     pub listen: String,
     /// Shared by all members; never sent.
     pub secret: String,
+    /// Certificates for both ends of every link; none: links are in the clear. All members have them, or none.
+    pub tls: Option<MemberTls>,
 }
 
 impl fmt::Debug for PeerSettings {
@@ -64,6 +69,7 @@ impl fmt::Debug for PeerSettings {
             .field("node", &self.node)
             .field("address", &self.address)
             .field("listen", &self.listen)
+            .field("tls", &self.tls.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -187,6 +193,7 @@ pub struct Peers {
 pub(crate) struct Shared {
     pub(crate) identity: Identity,
     pub(crate) key: Key,
+    pub(crate) tls: Option<MemberTls>,
     pub(crate) outboxes: Mutex<BTreeMap<String, Arc<Outbox>>>,
     pub(crate) links: watch::Sender<Arc<BTreeMap<String, Link>>>,
     pub(crate) wanted: watch::Sender<BTreeSet<String>>,
@@ -221,12 +228,13 @@ impl Peers {
     /// Listens, and dials every address of `initial` but the own one, until the last clone is dropped.
     pub fn start(settings: PeerSettings, initial: Vec<String>) -> Result<(Self, Inboxes), PeerError> {
         check(&settings)?;
-        let PeerSettings { cluster, node, address, listen, secret } = settings;
+        let PeerSettings { cluster, node, address, listen, secret, tls } = settings;
         let (raft_in, raft) = mpsc::channel(INBOX_ENVELOPES_MAX);
         let (beats_in, beats) = mpsc::channel(INBOX_ENVELOPES_MAX);
         let shared = Arc::new(Shared {
             identity: Identity { cluster, node, address },
             key: Key::from_secret(&secret),
+            tls,
             outboxes: Mutex::default(),
             links: watch::Sender::new(Arc::default()),
             wanted: watch::Sender::new(BTreeSet::new()),
@@ -314,7 +322,12 @@ impl Shared {
                     Link::Up { node, since }
                 }
                 Err(reason) => {
-                    info!(peer = address, %reason, "no link to peer");
+                    if matches!(reason, Down::Rejected(_)) {
+                        // Only people can put that right.
+                        warn!(peer = address, %reason, "no link to peer");
+                    } else {
+                        info!(peer = address, %reason, "no link to peer");
+                    }
                     Link::Down { reason, since }
                 }
             };
@@ -344,7 +357,7 @@ impl Shared {
 }
 
 fn check(settings: &PeerSettings) -> Result<(), PeerError> {
-    let PeerSettings { cluster, node, address, listen: _, secret } = settings;
+    let PeerSettings { cluster, node, address, listen: _, secret, tls: _ } = settings;
     for (text, complaint) in [
         (cluster, "`cluster` must have 1 to 255 bytes and no control characters"),
         (node, "`node` must have 1 to 255 bytes and no control characters"),

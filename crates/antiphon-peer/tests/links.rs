@@ -25,6 +25,7 @@ fn settings(address: &str) -> PeerSettings {
         address: address.to_owned(),
         listen: address.to_owned(),
         secret: "a long shared secret".to_owned(),
+        tls: None,
     }
 }
 

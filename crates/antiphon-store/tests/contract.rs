@@ -15,6 +15,8 @@ use antiphon_store::{
     EtcdSettings, EtcdStore, Expect, MemoryStore, OPERATIONS_MAX, Snapshot, Store, StoreError,
     TRANSACTION_BYTES_MAX, Transaction, VALUE_BYTES_MAX,
 };
+use antiphon_testcerts::{Authority, Issued};
+use antiphon_tls::{ClientFiles, ClientTls, File, Identity, Trust};
 use support::{PATIENCE, TempDir, put};
 
 type Stores = Vec<Arc<dyn Store>>;
@@ -69,12 +71,36 @@ async fn an_etcd_that_restarts_is_found_again_and_other_scopes_do_not_show() {
     tokio::time::timeout(PATIENCE, pushed).await.unwrap().unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_etcd_that_wants_certificates_keeps_the_contract() {
+    let etcd = Etcd::start_with_certificates();
+    let stores: Stores = (0..2).map(|_| Arc::new(etcd.store("one")) as Arc<dyn Store>).collect();
+    wait_reachable(&*stores[0]).await;
+    contract(stores).await;
+}
+
 #[tokio::test]
-async fn an_etcd_with_tls_is_refused_with_a_clear_message() {
+async fn an_etcd_with_tls_is_not_spoken_to_without_the_right_certificates() {
     let settings =
         EtcdSettings { endpoints: vec!["https://127.0.0.1:2379".to_owned()], ..etcd_settings("one") };
     let refused = EtcdStore::start(&settings).err().unwrap();
     assert!(refused.to_string().contains("TLS"), "{refused}");
+
+    let etcd = Etcd::start_with_certificates();
+    let certificates = etcd.certificates.as_ref().unwrap();
+    wait_reachable(&etcd.store("one")).await;
+    let other = Authority::new(&etcd.dir.path().join("other"), "other");
+    let (foreign, theirs) = (other.issue("client", &["localhost"]), &certificates.authority.file);
+    for (identity, authority, why) in [
+        (None, theirs, "wants a certificate"),
+        (Some(&foreign), theirs, "wants a certificate|does not trust the authority"),
+        (Some(&certificates.client), &other.file, "not signed by an authority that is trusted here"),
+    ] {
+        let tls = Some(client_tls(identity, authority));
+        let settings = EtcdSettings { endpoints: vec![etcd.client.clone()], tls, ..etcd_settings("one") };
+        let refused = EtcdStore::start(&settings).unwrap().read().await.unwrap_err().to_string();
+        assert!(why.split('|').any(|why| refused.contains(why)), "{refused}");
+    }
 }
 
 fn etcd_settings(scope: &str) -> EtcdSettings {
@@ -83,8 +109,28 @@ fn etcd_settings(scope: &str) -> EtcdSettings {
         namespace: "service".to_owned(),
         scope: scope.to_owned(),
         user: None,
+        tls: None,
         call_limit: Duration::from_secs(10),
     }
+}
+
+fn client_tls(identity: Option<&Issued>, authority: &std::path::Path) -> ClientTls {
+    let identity = identity.map(|issued| Identity {
+        certificates: File::new("etcd3.cert", &issued.certificate),
+        key: Some(File::new("etcd3.key", &issued.key)),
+    });
+    ClientTls::load(&ClientFiles {
+        identity,
+        trust: Trust::Authorities(File::new("etcd3.cacert", authority)),
+    })
+    .unwrap()
+}
+
+/// What an etcd and its clients prove themselves with.
+struct Certificates {
+    authority: Authority,
+    server: Issued,
+    client: Issued,
 }
 
 /// A real etcd in a directory of its own; stopped when dropped.
@@ -93,21 +139,40 @@ struct Etcd {
     client: String,
     peer: String,
     process: Option<Child>,
+    certificates: Option<Certificates>,
 }
 
 impl Etcd {
     fn start() -> Self {
-        let urls = support::free_addresses(2).into_iter().map(|address| format!("http://{address}"));
-        let urls: Vec<String> = urls.collect();
-        let mut etcd =
-            Self { dir: TempDir::new(), client: urls[0].clone(), peer: urls[1].clone(), process: None };
+        Self::start_in(TempDir::new(), None)
+    }
+
+    /// One that speaks TLS and lets nobody in without a certificate.
+    fn start_with_certificates() -> Self {
+        let dir = TempDir::new();
+        let authority = Authority::new(&dir.path().join("certificates"), "ca");
+        let server = authority.issue("etcd", &["127.0.0.1"]);
+        let client = authority.issue("client", &["localhost"]);
+        Self::start_in(dir, Some(Certificates { authority, server, client }))
+    }
+
+    fn start_in(dir: TempDir, certificates: Option<Certificates>) -> Self {
+        let addresses = support::free_addresses(2);
+        let scheme = if certificates.is_some() { "https" } else { "http" };
+        let (client, peer) = (format!("{scheme}://{}", addresses[0]), format!("http://{}", addresses[1]));
+        let mut etcd = Self { dir, client, peer, process: None, certificates };
         etcd.run();
         etcd
     }
 
     fn run(&mut self) {
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
-        let started = Command::new("etcd")
+        let mut command = Command::new("etcd");
+        if let Some(Certificates { authority, server, .. }) = &self.certificates {
+            command.arg("--cert-file").arg(&server.certificate).arg("--key-file").arg(&server.key);
+            command.arg("--trusted-ca-file").arg(&authority.file).arg("--client-cert-auth");
+        }
+        let started = command
             .arg("--data-dir")
             .arg(self.dir.path().join("data"))
             .args([
@@ -138,8 +203,11 @@ impl Etcd {
 
     fn store(&self, scope: &str) -> EtcdStore {
         // An endpoint that refuses comes first: the next one must serve.
-        let endpoints = vec!["http://127.0.0.1:1".to_owned(), self.client.clone()];
-        EtcdStore::start(&EtcdSettings { endpoints, ..etcd_settings(scope) }).unwrap()
+        let scheme = self.client.split_once(':').unwrap().0;
+        let endpoints = vec![format!("{scheme}://127.0.0.1:1"), self.client.clone()];
+        let given = self.certificates.as_ref();
+        let tls = given.map(|given| client_tls(Some(&given.client), &given.authority.file));
+        EtcdStore::start(&EtcdSettings { endpoints, tls, ..etcd_settings(scope) }).unwrap()
     }
 }
 

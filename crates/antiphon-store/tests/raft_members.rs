@@ -167,6 +167,7 @@ async fn a_directory_serves_one_process_and_one_address() {
             address: address.to_owned(),
             listen: support::free_address(),
             secret: "secret".to_owned(),
+            tls: None,
         };
         let (peers, inboxes) = antiphon_peer::Peers::start(peer, vec![]).unwrap();
         antiphon_store::RaftSettings {

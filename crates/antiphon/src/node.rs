@@ -17,6 +17,7 @@ use antiphon_core::ha::role::Role;
 use antiphon_core::ha::world::{Local, Server, StopMode};
 use antiphon_engine::{Engine, Work};
 use antiphon_store::{Expect, Store, Transaction};
+use antiphon_tls::Clients;
 use anyhow::Context;
 use nix::unistd::{User, chown, initgroups, setgid, setuid};
 use tokio::signal::unix::{SignalKind, signal};
@@ -156,7 +157,8 @@ fn serve(file: &Path, config: &NodeConfig) -> anyhow::Result<()> {
         let listener = tokio::net::TcpListener::bind(&listen)
             .await
             .with_context(|| format!("could not listen at {listen} (restapi.listen)"))?;
-        let Assembled { agent, mut view, commands, store, engine } = assemble::assemble(file, config).await?;
+        let Assembled { agent, mut view, commands, store, engine, certificates } =
+            assemble::assemble(file, config).await?;
         let (stop, stopped) = watch::channel(false);
         let mut agent = tokio::spawn(agent.run(stopped));
         let Ok(first) = view.wait_for(Option::is_some).await.map(|view| view.clone()) else {
@@ -169,11 +171,12 @@ fn serve(file: &Path, config: &NodeConfig) -> anyhow::Result<()> {
             login: config.restapi.authentication.clone(),
             allowlist: config.restapi.allowlist.clone(),
             include_members: config.restapi.allowlist_include_members,
+            certificates: config.restapi.tls.as_ref().is_some_and(|tls| tls.clients != Clients::NotAsked),
         };
         let api =
             api::Api::new(shown.clone(), commands.clone(), store.clone(), access, config.dynamic_commands());
         let (api_stop, api_stopped) = oneshot::channel::<()>();
-        let serving = tokio::spawn(api::serve(listener, api, async move {
+        let serving = tokio::spawn(api::serve(listener, certificates.api, api, async move {
             let _ = api_stopped.await;
         }));
         notify("READY=1");

@@ -242,14 +242,21 @@ pub(super) fn conninfo(
     role: &Credentials,
 ) -> Result<String, String> {
     let (host, port) = host_and_port(address)?;
-    Ok(format!(
+    let mut text = format!(
         "host={} port={port} user={} application_name={} passfile={} connect_timeout=2 keepalives_idle=5 \
-         keepalives_interval=2 keepalives_count=3 sslmode=prefer",
+         keepalives_interval=2 keepalives_count=3",
         libpq_quoted(host),
         libpq_quoted(&role.username),
         libpq_quoted(application),
         libpq_quoted(&paths.passwords().to_string_lossy()),
-    ))
+    );
+    if !role.options.contains_key("sslmode") {
+        text.push_str(" sslmode=prefer");
+    }
+    for (name, value) in &role.options {
+        write!(text, " {name}={}", libpq_quoted(value)).map_err(|error| error.to_string())?;
+    }
+    Ok(text)
 }
 
 /// The password file: every role of ours, for every host.
@@ -426,8 +433,20 @@ mod tests {
         assert!(line.contains(r"user=''re p\\''l\\\\''"), "{line}");
         assert!(line.contains(r"passfile=''/o\\''dd \\\\path/pgpass''"), "{line}");
         assert!(line.contains("host=''::1'' port=5433"), "{line}");
+        assert!(line.contains("sslmode=prefer"), "{line}");
         assert!(!line.contains("b:"), "{line}");
         assert_eq!(passwords(&settings()), "*:*:*:pg:a\n*:*:*:re p'l\\\\:b\\:\\\\\n");
+    }
+
+    #[test]
+    fn connection_options_reach_the_connection_string_quoted_and_once() {
+        let mut role = Credentials::new("r", "p");
+        for (name, value) in [("sslmode", "verify-full"), ("sslrootcert", "/c'a/root.crt")] {
+            role.options.insert(name.to_owned(), value.to_owned());
+        }
+        let text = conninfo(&paths(), "n1", "h:1", &role).expect("a connection string");
+        assert!(text.ends_with(r" sslmode='verify-full' sslrootcert='/c\'a/root.crt'"), "{text}");
+        assert_eq!(text.matches("sslmode").count(), 1, "{text}");
     }
 
     #[test]

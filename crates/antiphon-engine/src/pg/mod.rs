@@ -27,6 +27,7 @@ mod sql;
 mod start;
 mod sync_names;
 mod tasks;
+mod tls;
 mod tool;
 
 use std::io;

@@ -10,26 +10,31 @@ use std::time::Duration;
 
 use antiphon_core::NodeName;
 
-/// A role's name and password.
+/// A role's name, its password, and how servers elsewhere are spoken to as this role.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// Role name.
     pub username: String,
     /// Its password; none for peer authentication (or trust).
     pub password: Option<String>,
+    /// Options of libpq for connections over TCP: `sslmode`, `sslrootcert`, `channel_binding` and their like.
+    pub options: BTreeMap<String, String>,
 }
 
 impl Credentials {
-    /// A role with a password.
+    /// A role with a password and no options.
     pub fn new(username: &str, password: &str) -> Self {
-        Self { username: username.to_owned(), password: Some(password.to_owned()) }
+        Self { username: username.to_owned(), password: Some(password.to_owned()), options: BTreeMap::new() }
     }
 }
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let password = self.password.as_ref().map(|_| "…");
-        f.debug_struct("Credentials").field("username", &self.username).field("password", &password).finish()
+        f.debug_struct("Credentials")
+            .field("username", &self.username)
+            .field("password", &password)
+            .finish_non_exhaustive()
     }
 }
 

@@ -7,9 +7,11 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio_postgres::{Client, Config, NoTls, Statement};
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{Client, Config, NoTls, Socket, Statement};
 
 use super::settings::Credentials;
+use super::tls;
 use crate::{EngineError, sentence};
 
 /// Where the local server listens.
@@ -28,8 +30,12 @@ fn config(role: &Credentials, port: u16) -> Config {
     config
 }
 
-async fn open(config: &Config) -> Result<Client, tokio_postgres::Error> {
-    let (client, connection) = config.connect(NoTls).await?;
+async fn open<T>(config: &Config, tls: T) -> Result<Client, tokio_postgres::Error>
+where
+    T: MakeTlsConnect<Socket>,
+    T::Stream: Send + 'static,
+{
+    let (client, connection) = config.connect(tls).await?;
     tokio::spawn(async move {
         // Whoever uses the client sees the error too, and says so.
         if let Err(error) = connection.await {
@@ -60,7 +66,7 @@ pub(super) async fn connect(
 ) -> Result<Client, EngineError> {
     let mut config = config(role, target.port);
     config.host_path(&target.socket_dir);
-    within("connect to the server", limit, open(&config)).await
+    within("connect to the server", limit, open(&config, NoTls)).await
 }
 
 /// A fresh connection to another database of the local server.
@@ -72,19 +78,22 @@ pub(super) async fn connect_to_database(
 ) -> Result<Client, EngineError> {
     let mut config = config(role, target.port);
     config.host_path(&target.socket_dir).dbname(database);
-    within(&format!("connect to the database {database}"), limit, open(&config)).await
+    within(&format!("connect to the database {database}"), limit, open(&config, NoTls)).await
 }
 
-/// A fresh connection to a server elsewhere.
+/// A fresh connection to a server elsewhere, encrypted as the role's options say.
 pub(super) async fn connect_to(
     host: &str,
     port: u16,
     role: &Credentials,
     limit: Duration,
 ) -> Result<Client, EngineError> {
+    let what = format!("connect to {host}:{port}");
+    let (mode, connector) = tls::of(role)
+        .map_err(|error| EngineError::Failed { what: what.clone(), reason: sentence(&error) })?;
     let mut config = config(role, port);
-    config.host(host);
-    within(&format!("connect to {host}:{port}"), limit, open(&config)).await
+    config.host(host).ssl_mode(mode);
+    within(&what, limit, open(&config, connector)).await
 }
 
 /// The one value that a query gives, for at most `limit`.

@@ -3,11 +3,13 @@
 //! A call whose request may have arrived is never sent a second time unless it only reads: a write that was
 //! done twice would answer a conflict with itself.
 
+use std::future::Future;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use antiphon_tls::{ClientTls, Stream, explain, rejection};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -18,6 +20,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -26,6 +29,10 @@ use super::EtcdSettings;
 /// An answer may be this long: the whole key space of a cluster, in base64.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 const CONNECT_TIME_MAX: Duration = Duration::from_millis(700);
+/// A server that answers on TCP and not in TLS is frozen, as one that does not answer a request.
+const TLS_TIME_MAX: Duration = Duration::from_millis(1500);
+/// Calls that are at work at a time, the watch aside; more wait. Each has a connection, and with TLS a handshake.
+const CALLS_AT_ONCE_MAX: usize = 8;
 /// A connection whose bytes are not acknowledged, or that is silent for this long with keepalives, is dead.
 const SILENCE_MILLIS_MAX: u32 = 3000;
 /// The gateway's codes, which are gRPC's.
@@ -50,25 +57,35 @@ pub(super) enum CallError {
     Unauthenticated(String),
 }
 
+/// One server.
+struct Endpoint {
+    /// `host:port`.
+    authority: String,
+    /// What it is spoken to with, if not in the clear.
+    tls: Option<ClientTls>,
+}
+
 /// The endpoints, and the token if a user is set.
 pub(super) struct Client {
-    endpoints: Vec<String>,
+    endpoints: Vec<Endpoint>,
     preferred: AtomicUsize,
     user: Option<(String, String)>,
     token: Mutex<Option<String>>,
+    turns: Semaphore,
 }
 
 impl Client {
     /// `Err` says which endpoint cannot be used and why.
     pub(super) fn new(settings: &EtcdSettings) -> Result<Self, String> {
-        let endpoints: Result<Vec<String>, String> =
-            settings.endpoints.iter().map(|url| authority(url)).collect();
+        let endpoint = |url: &String| Endpoint::of(url, settings.tls.as_ref());
+        let endpoints: Result<Vec<Endpoint>, String> = settings.endpoints.iter().map(endpoint).collect();
         let endpoints = endpoints?;
         if endpoints.is_empty() {
             return Err("no etcd endpoint is set".to_owned());
         }
         let user = settings.user.clone();
-        Ok(Self { endpoints, preferred: AtomicUsize::new(0), user, token: Mutex::default() })
+        let turns = Semaphore::new(CALLS_AT_ONCE_MAX);
+        Ok(Self { endpoints, preferred: AtomicUsize::new(0), user, token: Mutex::default(), turns })
     }
 
     /// A call that only reads: tried at every endpoint in turn.
@@ -85,6 +102,8 @@ impl Client {
 
     /// A call that writes: sent to the first endpoint that can be reached, once.
     pub(super) async fn write(&self, path: &str, body: &Value) -> Result<Value, CallError> {
+        // Never closed; the caller holds the deadline.
+        let _turn = self.turns.acquire().await;
         let response = self.open(path, body).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
@@ -139,22 +158,27 @@ impl Client {
         let mut last = "no etcd endpoint is set".to_owned();
         for step in 0..self.endpoints.len() {
             let position = (first + step) % self.endpoints.len();
-            let Some(authority) = self.endpoints.get(position) else { continue };
-            let stream = match timeout(CONNECT_TIME_MAX, connect(authority)).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => {
-                    last = format!("{authority}: {error}");
-                    continue;
-                }
-                Err(_) => {
-                    last = format!("{authority}: no connection in {CONNECT_TIME_MAX:?}");
+            let Some(endpoint) = self.endpoints.get(position) else { continue };
+            let authority = &endpoint.authority;
+            let stream = match endpoint.connect().await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    last = format!("{authority}: {}", explain(&error));
                     continue;
                 }
             };
             self.preferred.store(position, Ordering::Relaxed);
-            return exchange(stream, authority, path, body, token)
-                .await
-                .map_err(|error| self.rotate(&format!("{authority}: {error}")));
+            return match exchange(stream, authority, path, body, token).await {
+                Ok(answer) => Ok(answer),
+                Err(error) => match rejection(error.as_ref()) {
+                    // In TLS 1.3 the verdict on a certificate comes after the request was written; nobody read that.
+                    Some(why) => {
+                        last = format!("{authority}: {why}");
+                        continue;
+                    }
+                    None => Err(self.rotate(&format!("{authority}: {error}"))),
+                },
+            };
         }
         Err(CallError::Unreachable(last))
     }
@@ -180,18 +204,36 @@ impl Client {
     }
 }
 
-async fn connect(authority: &str) -> std::io::Result<TcpStream> {
-    let stream = TcpStream::connect(authority).await?;
-    stream.set_nodelay(true)?;
-    setsockopt(&stream, sockopt::TcpUserTimeout, &SILENCE_MILLIS_MAX)?;
-    setsockopt(&stream, sockopt::KeepAlive, &true)?;
-    setsockopt(&stream, sockopt::TcpKeepIdle, &1)?;
-    setsockopt(&stream, sockopt::TcpKeepInterval, &1)?;
-    Ok(stream)
+impl Endpoint {
+    fn of(url: &str, tls: Option<&ClientTls>) -> Result<Self, String> {
+        let encrypted = url.starts_with("https://");
+        let authority = authority(url)?;
+        match tls {
+            None if encrypted => Err(format!("{url}: no certificates to speak TLS with are given")),
+            tls => Ok(Self { authority, tls: tls.filter(|_| encrypted).cloned() }),
+        }
+    }
+
+    async fn connect(&self) -> std::io::Result<Stream> {
+        let stream = within(CONNECT_TIME_MAX, TcpStream::connect(&self.authority)).await?;
+        stream.set_nodelay(true)?;
+        setsockopt(&stream, sockopt::TcpUserTimeout, &SILENCE_MILLIS_MAX)?;
+        setsockopt(&stream, sockopt::KeepAlive, &true)?;
+        setsockopt(&stream, sockopt::TcpKeepIdle, &1)?;
+        setsockopt(&stream, sockopt::TcpKeepInterval, &1)?;
+        let Some(tls) = &self.tls else { return Ok(Stream::Plain(stream)) };
+        let host = self.authority.rsplit_once(':').map_or("", |(host, _)| host);
+        within(TLS_TIME_MAX, tls.connect(host.trim_start_matches('[').trim_end_matches(']'), stream)).await
+    }
+}
+
+async fn within<T>(limit: Duration, what: impl Future<Output = std::io::Result<T>>) -> std::io::Result<T> {
+    let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no connection in {limit:?}"));
+    timeout(limit, what).await.unwrap_or_else(|_| Err(late()))
 }
 
 async fn exchange(
-    stream: TcpStream,
+    stream: Stream,
     authority: &str,
     path: &str,
     body: &Value,
@@ -208,19 +250,14 @@ async fn exchange(
     Ok(sender.send_request(request).await?)
 }
 
-/// `host:port` of an `http://` address.
+/// `host:port` of an address.
 fn authority(url: &str) -> Result<String, String> {
-    if url.starts_with("https://") {
-        return Err(format!(
-            "{url}: TLS to etcd is not supported by this release; use http:// over a private network, or the \
-             embedded store"
-        ));
-    }
-    let authority = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
+    let authority = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")).unwrap_or(url);
+    let authority = authority.trim_end_matches('/');
     let port = authority.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
     match port.map(str::parse::<u16>) {
         Some(Ok(_)) if !authority.contains('/') => Ok(authority.to_owned()),
-        _ => Err(format!("{url:?} is not an etcd endpoint; write http://host:port")),
+        _ => Err(format!("{url:?} is not an etcd endpoint; write http://host:port or https://host:port")),
     }
 }
 
@@ -237,7 +274,11 @@ mod tests {
     fn endpoints_that_cannot_be_used_are_refused_with_the_reason() {
         assert_eq!(authority("http://127.0.0.1:2379").as_deref(), Ok("127.0.0.1:2379"));
         assert_eq!(authority("etcd.example:2379/").as_deref(), Ok("etcd.example:2379"));
-        assert!(authority("https://127.0.0.1:2379").unwrap_err().contains("TLS"));
+        assert_eq!(authority("https://[::1]:2379").as_deref(), Ok("[::1]:2379"));
+        assert!(
+            Endpoint::of("https://127.0.0.1:2379", None).is_err(),
+            "nothing is sent in the clear instead"
+        );
         for wrong in ["", "http://", "http://host", "host:port", ":2379", "http://host:1/path"] {
             assert!(authority(wrong).is_err(), "{wrong}");
         }

@@ -11,6 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use antiphon_tls::ClientTls;
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -34,8 +35,10 @@ const RECONNECT_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How an etcd is reached.
 #[derive(Clone)]
 pub struct EtcdSettings {
-    /// `http://host:port`, tried in turn.
+    /// `http://host:port` or `https://host:port`, tried in turn.
     pub endpoints: Vec<String>,
+    /// How endpoints with `https://` are spoken to; needed if there is one.
+    pub tls: Option<ClientTls>,
     /// First part of every key.
     pub namespace: String,
     /// Second part of every key: the cluster's name.

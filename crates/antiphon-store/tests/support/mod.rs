@@ -69,6 +69,7 @@ pub(crate) fn start(dir: &Path, address: &str, members: &[String], join: bool) -
         address: address.to_owned(),
         listen: address.to_owned(),
         secret: "secret".to_owned(),
+        tls: None,
     };
     // A port of a member that was just stopped may take a moment to be free.
     let deadline = Instant::now() + PATIENCE;

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::act::Hands;
 use super::beats::Beats;
+use super::certificates::Certificates;
 use super::clock;
 use super::command::{COMMANDS_MAX, Command};
 use super::guard::Guard;
@@ -47,6 +48,8 @@ pub struct Assembled {
     pub store: Arc<dyn Store>,
     /// The server's hands, to stop it at the end; none on a witness.
     pub engine: Option<Arc<dyn Engine>>,
+    /// What the API speaks TLS with, and everything else.
+    pub certificates: Certificates,
 }
 
 /// Puts an agent together and connects it.
@@ -54,7 +57,8 @@ pub struct Assembled {
 /// # Errors
 /// What cannot be had (a port, a directory, a program), and what to do about it.
 pub async fn assemble(file: &Path, config: &NodeConfig) -> anyhow::Result<Assembled> {
-    let (peer_address, peers, inboxes, first_peers) = links(config)?;
+    let certificates = Certificates::load(config)?;
+    let (peer_address, peers, inboxes, first_peers) = links(config, &certificates)?;
     let Inboxes { raft: raft_inbox, beats: beats_inbox } = inboxes;
     let beats = Beats::start(&peers, beats_inbox);
     let (store, raft): (Arc<dyn Store>, Option<RaftStore>) = match &config.store {
@@ -76,8 +80,10 @@ pub async fn assemble(file: &Path, config: &NodeConfig) -> anyhow::Result<Assemb
             (Arc::new(store.clone()), Some(store))
         }
         StoreConfig::Etcd(etcd) => {
+            let scheme = if certificates.etcd.is_some() { "https" } else { "http" };
             let settings = EtcdSettings {
-                endpoints: etcd.endpoints.iter().map(|endpoint| format!("http://{endpoint}")).collect(),
+                endpoints: etcd.endpoints.iter().map(|endpoint| format!("{scheme}://{endpoint}")).collect(),
+                tls: certificates.etcd.clone(),
                 namespace: config.namespace.trim_start_matches('/').to_owned(),
                 scope: config.scope.clone(),
                 user: etcd.login.as_ref().map(|l| (l.username.clone(), l.password.expose().to_owned())),
@@ -123,7 +129,7 @@ pub async fn assemble(file: &Path, config: &NodeConfig) -> anyhow::Result<Assemb
             first_config: config.bootstrap.dcs.to_string(),
         },
         store: store.clone(),
-        settings: SettingsInForce::new(file.to_owned(), config, engine.clone()),
+        settings: SettingsInForce::new(file.to_owned(), config, engine.clone(), certificates.clone()),
         engine: engine.clone(),
         peers,
         beats,
@@ -139,11 +145,14 @@ pub async fn assemble(file: &Path, config: &NodeConfig) -> anyhow::Result<Assemb
         store_seen: 0,
         restarting: None,
     };
-    Ok(Assembled { agent, view, commands: commands_in, store, engine })
+    Ok(Assembled { agent, view, commands: commands_in, store, engine, certificates })
 }
 
 /// The links to the other members: this member's address on them, and theirs as far as the file knows.
-fn links(config: &NodeConfig) -> anyhow::Result<(String, Peers, Inboxes, BTreeSet<String>)> {
+fn links(
+    config: &NodeConfig,
+    certificates: &Certificates,
+) -> anyhow::Result<(String, Peers, Inboxes, BTreeSet<String>)> {
     let (address, listen, password, partners): (&Address, &Listen, &Option<Secret>, &[Address]) = match (
         &config.store,
         &config.heartbeat,
@@ -163,6 +172,7 @@ fn links(config: &NodeConfig) -> anyhow::Result<(String, Peers, Inboxes, BTreeSe
         address: address.to_string(),
         listen: listen_text(listen),
         secret: password.as_ref().map(|secret| secret.expose().to_owned()).unwrap_or_default(),
+        tls: certificates.links.clone(),
     };
     let partners: BTreeSet<String> = partners.iter().map(ToString::to_string).collect();
     let (peers, inboxes) = Peers::start(settings, partners.iter().cloned().collect())
@@ -199,12 +209,13 @@ pub(super) fn traits(config: &NodeConfig) -> (Tags, bool) {
 
 fn describe(config: &NodeConfig, peer_address: &str) -> Member {
     let (tags, delayed) = traits(config);
+    let scheme = if config.restapi.tls.is_some() { "https" } else { "http" };
     Member {
         format: FORMAT,
         name: config.name.clone(),
         peer_address: peer_address.to_owned(),
         server_address: config.postgresql.as_ref().map(|pg| pg.connect_address.to_string()),
-        api_url: format!("http://{}/patroni", config.restapi.connect_address),
+        api_url: format!("{scheme}://{}/patroni", config.restapi.connect_address),
         tags,
         delayed,
         fence: None,
@@ -225,6 +236,7 @@ fn engine(config: &NodeConfig, pg: &PostgresConfig) -> anyhow::Result<Arc<dyn En
     let credentials = |account: &Account| Credentials {
         username: account.username.clone(),
         password: account.password.as_ref().map(|password| password.expose().to_owned()),
+        options: account.options.clone(),
     };
     let flag = |options: &[(String, Option<String>)]| -> Vec<String> {
         options

@@ -7,6 +7,7 @@ mod act;
 pub mod assemble;
 mod beats;
 pub(crate) mod brief;
+pub mod certificates;
 pub(crate) mod clock;
 pub mod command;
 pub mod guard;

@@ -10,6 +10,7 @@ use antiphon_core::settings::{DynamicCommands, PermanentSlot, Settings};
 use antiphon_engine::{Change, Engine, sentence};
 use serde_json::Value;
 
+use super::certificates::Certificates;
 use crate::config::{self, NodeConfig, PostgresConfig};
 
 /// Settings that this agent acts on.
@@ -20,11 +21,17 @@ pub struct SettingsInForce {
     revision: Option<u64>,
     engine: Option<Arc<dyn Engine>>,
     reloading: Option<tokio::task::JoinHandle<()>>,
+    certificates: Certificates,
 }
 
 impl SettingsInForce {
     /// Those of the file's `bootstrap.dcs`, until the store's are known.
-    pub fn new(file: PathBuf, config: &NodeConfig, engine: Option<Arc<dyn Engine>>) -> Self {
+    pub fn new(
+        file: PathBuf,
+        config: &NodeConfig,
+        engine: Option<Arc<dyn Engine>>,
+        certificates: Certificates,
+    ) -> Self {
         let mut settings = Self {
             file,
             postgresql: config.postgresql.clone(),
@@ -32,6 +39,7 @@ impl SettingsInForce {
             revision: None,
             engine,
             reloading: None,
+            certificates,
         };
         if let Some(resolved) = settings.resolve(&config.bootstrap.dcs) {
             settings.resolved = resolved;
@@ -68,14 +76,15 @@ impl SettingsInForce {
         }
     }
 
-    /// Reads the node file again and reloads the server: what the file says, and the parameters that now wait for
-    /// a restart.
+    /// Reads the node file and its certificates again and reloads the server: what the file says, and the
+    /// parameters that now wait for a restart.
     ///
     /// # Errors
     /// In words, if the file has mistakes or the server does not reload; the old settings stay in force.
     pub async fn reload(&mut self) -> Result<(NodeConfig, Vec<String>), String> {
         let env: BTreeMap<String, String> = std::env::vars().collect();
         let config = config::load(&self.file, &env).map_err(|errors| errors.to_string())?;
+        self.certificates.reload(&config)?;
         self.postgresql = config.postgresql.clone();
         let (Some(engine), Some(change)) = (self.engine.clone(), self.change()) else {
             return Ok((config, Vec::new()));

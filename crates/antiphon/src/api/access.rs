@@ -4,6 +4,7 @@
 //! clients on this host are let in, and a browser that was sent here by another site never is.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -11,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, ORIGIN};
 use hyper::{StatusCode, Uri};
 
+use super::connections::Connection;
 use super::members::host_and_port;
 use super::reply::{Refusal, refuse};
 use crate::agent::view::View;
@@ -29,18 +31,28 @@ pub struct Access {
     pub allowlist: Vec<String>,
     /// The members' own hosts may besides.
     pub include_members: bool,
+    /// A client must have shown a certificate (`verify_client`), which was verified when it connected.
+    pub certificates: bool,
 }
 
 impl Access {
     /// Lets a request pass, or says why not.
-    pub(super) async fn check(&self, view: &View, peer: IpAddr, headers: &HeaderMap) -> Result<(), Refusal> {
-        let peer = peer.to_canonical();
+    pub(super) async fn check(
+        &self,
+        view: &View,
+        connection: &Arc<Connection>,
+        headers: &HeaderMap,
+    ) -> Result<(), Refusal> {
+        let peer = connection.peer.ip().to_canonical();
         let forbidden = |text: &str| Err(refuse(StatusCode::FORBIDDEN, text));
         if !self.is_listed(view, peer).await {
             return forbidden("Access is denied: this address is not in restapi.allowlist");
         }
-        if is_cross_site(headers, self.login.is_some()) {
+        if is_cross_site(headers, self.login.is_some() || self.certificates) {
             return forbidden("Access is denied: the request was made by a page of another site");
+        }
+        if self.certificates && !connection.is_certified() {
+            return forbidden("client certificate required");
         }
         match &self.login {
             Some(login) if is_signed_in(login, headers) => Ok(()),
@@ -50,9 +62,9 @@ impl Access {
             Some(_) => {
                 Err(refuse(StatusCode::UNAUTHORIZED, "no auth header received: give user and password"))
             }
-            None if self.is_open() && !peer.is_loopback() => forbidden(
-                "Access is denied: without restapi.authentication and restapi.allowlist changes are taken from this \
-                 host only; set one of them to allow others",
+            None if self.is_open() && !self.certificates && !peer.is_loopback() => forbidden(
+                "Access is denied: without restapi.authentication, restapi.allowlist and restapi.verify_client changes \
+                 are taken from this host only; set one of them to allow others",
             ),
             None => Ok(()),
         }

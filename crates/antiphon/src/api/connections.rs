@@ -7,14 +7,14 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use antiphon_tls::Stream;
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 /// Most connections at a time; fewer if the process may open fewer than twice as many files.
@@ -49,9 +49,20 @@ pub(super) struct Connection {
     since: AtomicU64,
     began: Instant,
     close: Notify,
+    certified: AtomicBool,
 }
 
 impl Connection {
+    /// Notes that the client has proven itself with a certificate.
+    pub(super) fn certify(&self) {
+        self.certified.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has.
+    pub(super) fn is_certified(&self) -> bool {
+        self.certified.load(Ordering::Relaxed)
+    }
+
     /// Notes what the connection does from now on.
     pub(super) fn begin(&self, doing: Doing) {
         self.doing.store(doing as u8, Ordering::Relaxed);
@@ -119,6 +130,7 @@ impl Connections {
             since: AtomicU64::new(0),
             began: Instant::now(),
             close: Notify::new(),
+            certified: AtomicBool::new(false),
         });
         let number = open.next;
         open.next += 1;
@@ -167,12 +179,12 @@ impl Drop for Admitted {
 
 /// A client's stream that notes when a request begins to arrive and when events are taken.
 pub(super) struct Watched {
-    stream: TcpStream,
+    stream: Stream,
     connection: Arc<Connection>,
 }
 
 impl Watched {
-    pub(super) fn new(stream: TcpStream, connection: Arc<Connection>) -> Self {
+    pub(super) fn new(stream: Stream, connection: Arc<Connection>) -> Self {
         Self { stream, connection }
     }
 

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use antiphon_core::settings::DynamicCommands;
 use antiphon_store::Store;
+use antiphon_tls::{ServerTls, Stream, explain};
 use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -39,7 +40,7 @@ pub use route::page;
 
 use crate::agent::command::Command;
 use crate::agent::view::View;
-use connections::{Admitted, Connections, Doing, Watched};
+use connections::{Admitted, Connection, Connections, Doing, Watched};
 use events::{Event, Readers};
 use local::Schedule;
 
@@ -132,8 +133,14 @@ impl Rendered {
     }
 }
 
-/// Serves the API on one listener until `shutdown` ends. Requests at work by then are still answered.
-pub async fn serve(listener: TcpListener, api: Arc<Api>, shutdown: impl Future<Output = ()> + Send) {
+/// Serves the API on one listener, inside TLS if there are certificates, until `shutdown` ends. Requests at work
+/// by then are still answered.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<ServerTls>,
+    api: Arc<Api>,
+    shutdown: impl Future<Output = ()> + Send,
+) {
     let mut shutdown = std::pin::pin!(shutdown);
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     loop {
@@ -142,7 +149,7 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, shutdown: impl Future<O
             _ = sweep.tick() => api.connections.sweep(),
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => match api.connections.admit(peer) {
-                    Some(admitted) => drop(tokio::spawn(connection(stream, api.clone(), admitted))),
+                    Some(admitted) => drop(tokio::spawn(connection(stream, tls.clone(), api.clone(), admitted))),
                     None => debug!(%peer, "too many connections are at work; one was not taken"),
                 },
                 Err(error) => {
@@ -155,12 +162,32 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, shutdown: impl Future<O
     api.connections.close_idle();
 }
 
-async fn connection(stream: TcpStream, api: Arc<Api>, admitted: Admitted) {
+async fn connection(stream: TcpStream, tls: Option<ServerTls>, api: Arc<Api>, admitted: Admitted) {
     // Answers are small: waiting for more to send would only delay them.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "could not set TCP_NODELAY");
     }
     let connection = admitted.connection.clone();
+    tokio::select! {
+        () = converse(stream, tls, api, &connection) => {}
+        // Deadlines are the sweep's, which tells an idle connection from a slow head. A handshake is part of a head.
+        () = connection.closed() => debug!(peer = %connection.peer, "a silent connection was closed"),
+    }
+}
+
+async fn converse(stream: TcpStream, tls: Option<ServerTls>, api: Arc<Api>, connection: &Arc<Connection>) {
+    let stream = match tls {
+        None => Stream::Plain(stream),
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                return debug!(peer = %connection.peer, why = explain(&error), "no TLS connection to the API");
+            }
+        },
+    };
+    if stream.is_certified() {
+        connection.certify();
+    }
     let service = service_fn(|request| {
         let (api, connection) = (api.clone(), connection.clone());
         async move {
@@ -171,15 +198,9 @@ async fn connection(stream: TcpStream, api: Arc<Api>, admitted: Admitted) {
         }
     });
     let io = TokioIo::new(Watched::new(stream, connection.clone()));
-    // Deadlines are the sweep's, which tells an idle connection from a slow head.
     let mut http = http1::Builder::new();
     http.header_read_timeout(None).max_buf_size(HEAD_BYTES_MAX);
-    tokio::select! {
-        ended = http.serve_connection(io, service) => {
-            if let Err(error) = ended {
-                debug!(peer = %connection.peer, %error, "a connection to the API ended");
-            }
-        }
-        () = connection.closed() => debug!(peer = %connection.peer, "a silent connection was closed"),
+    if let Err(error) = http.serve_connection(io, service).await {
+        debug!(peer = %connection.peer, %error, "a connection to the API ended");
     }
 }

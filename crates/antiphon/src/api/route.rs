@@ -142,7 +142,8 @@ const HEAD: &str = "\
 
 Every member answers at `restapi.listen`. Paths, status codes, texts and JSON are those of Patroni 4.1 where it
 has the endpoint, so load balancers, probes and tools that know it work unchanged. Looking is open to everyone;
-`PATCH`, `PUT`, `POST` and `DELETE` change things and need permission, see below.
+`PATCH`, `PUT`, `POST` and `DELETE` change things and need permission, see below. With `restapi.certfile` all of it is
+HTTPS ([TLS](../tls.md)).
 
 This page is generated from `crates/antiphon/src/api/route.rs`.
 
@@ -166,9 +167,11 @@ check that fails (503). An unsafe verb on a path that is not listed is 501.
 
 ## Permission for unsafe verbs
 1. With `restapi.allowlist` or `allowlist_include_members` only those addresses may (403).
-2. With `restapi.authentication` the user and password must be given (401, basic authentication).
-3. With neither, only clients on the same host may (403). Patroni lets everyone.
-4. A browser that acts for a page of another site is refused (403): `Origin` must be the host of the request, and
+2. With `restapi.verify_client` the client must show a certificate (403). With `required` it must even to look: other
+   connections are closed.
+3. With `restapi.authentication` the user and password must be given (401, basic authentication).
+4. With none of these, only clients on the same host may (403). Patroni lets everyone.
+5. A browser that acts for a page of another site is refused (403): `Origin` must be the host of the request, and
    without a password that host must be an address or `localhost`.
 
 ## Limits
@@ -266,7 +269,7 @@ async fn change(
         ));
     }
     let view = api.view.borrow().clone();
-    api.access.check(&view, connection.peer.ip(), request.headers()).await?;
+    api.access.check(&view, connection, request.headers()).await?;
     // A length that is announced can be refused before anything is read; and two of them cannot contradict.
     if request.headers().contains_key(TRANSFER_ENCODING) {
         return Err(refuse(

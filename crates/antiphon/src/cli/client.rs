@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use antiphon_engine::sentence;
+use antiphon_tls::{ClientFiles, ClientTls, Stream, Trust, explain, rejection};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -32,6 +34,8 @@ const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub struct Client {
     host: String,
     port: u16,
+    /// None: in the clear.
+    tls: Option<ClientTls>,
     sign_in: Option<HeaderValue>,
 }
 
@@ -47,18 +51,31 @@ pub struct Answer {
 }
 
 impl Client {
-    /// A client for `http://host:port`; a path is ignored.
+    /// A client for `http://host:port`, or `https://host:port` by the authorities of this machine.
     ///
     /// # Errors
-    /// [`Failure::Usage`] if the URL is not one of HTTP without TLS.
+    /// As [`Client::trusting`].
     pub fn new(url: &str, login: Option<&Login>) -> Result<Self, Failure> {
-        let wrong =
-            || Failure::Usage(format!("{url:?} is not an address of the API: write http://HOST:PORT"));
+        Self::trusting(url, login, &ClientFiles { identity: None, trust: Trust::System })
+    }
+
+    /// A client for `http://host:port`, or `https://host:port` with these files; a path is ignored.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] if the URL is not such a one, or a file cannot be used.
+    pub fn trusting(url: &str, login: Option<&Login>, files: &ClientFiles) -> Result<Self, Failure> {
+        let wrong = || {
+            Failure::Usage(format!(
+                "{url:?} is not an address of the API: write http://HOST:PORT or https://HOST:PORT"
+            ))
+        };
         let whole = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let uri: Uri = whole.parse().map_err(|_| wrong())?;
-        if uri.scheme_str() != Some("http") {
-            return Err(wrong());
-        }
+        let tls = match uri.scheme_str() {
+            Some("http") => None,
+            Some("https") => Some(ClientTls::load(files).map_err(|error| Failure::Usage(sentence(&error)))?),
+            Some(_) | None => return Err(wrong()),
+        };
         let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let sign_in = login.and_then(|login| {
@@ -67,15 +84,19 @@ impl Client {
             value.set_sensitive(true);
             Some(value)
         });
-        Ok(Self { host, port: uri.port_u16().unwrap_or(8008), sign_in })
+        Ok(Self { host, port: uri.port_u16().unwrap_or(8008), tls, sign_in })
     }
 
     /// Where this client connects to.
     pub fn url(&self) -> String {
+        format!("{}://{}", if self.tls.is_some() { "https" } else { "http" }, self.authority())
+    }
+
+    fn authority(&self) -> String {
         if self.host.contains(':') {
-            format!("http://[{}]:{}", self.host, self.port)
+            format!("[{}]:{}", self.host, self.port)
         } else {
-            format!("http://{}:{}", self.host, self.port)
+            format!("{}:{}", self.host, self.port)
         }
     }
 
@@ -169,9 +190,7 @@ impl Client {
         body: Option<&Value>,
     ) -> Result<Request<Full<Bytes>>, Failure> {
         let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
-        let host = self.url();
-        let mut request = Request::builder().method(method).uri(path);
-        request = request.header(HOST, host.trim_start_matches("http://"));
+        let mut request = Request::builder().method(method).uri(path).header(HOST, self.authority());
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
@@ -189,14 +208,25 @@ impl Client {
         deadline: Instant,
     ) -> Result<Response<Incoming>, Trouble> {
         let before = |error: &dyn std::fmt::Display| Trouble::Before(error.to_string());
-        let connect = TcpStream::connect((self.host.as_str(), self.port));
-        let stream = timeout_at(deadline.min(Instant::now() + CONNECT_MAX), connect).await;
+        let stream = timeout_at(deadline.min(Instant::now() + CONNECT_MAX), self.connect()).await;
         let stream = stream.map_err(|_| Trouble::Before(format!("no connection within {CONNECT_MAX:?}")))?;
-        let stream = stream.map_err(|error| before(&error))?;
+        let stream = stream.map_err(|error| Trouble::Before(explain(&error)))?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| before(&error))?;
         tokio::spawn(connection);
-        sender.send_request(request).await.map_err(|error| Trouble::After(error.to_string()))
+        sender.send_request(request).await.map_err(|error| match rejection(&error) {
+            // In TLS 1.3 the verdict on a certificate comes after the request was written, and nobody read that.
+            Some(why) => Trouble::Before(why),
+            None => Trouble::After(error.to_string()),
+        })
+    }
+
+    async fn connect(&self) -> std::io::Result<Stream> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        match &self.tls {
+            Some(tls) => tls.connect(&self.host, stream).await,
+            None => Ok(Stream::Plain(stream)),
+        }
     }
 }
 

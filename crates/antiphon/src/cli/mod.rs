@@ -200,6 +200,10 @@ Which member: `-c FILE` (its `restapi.connect_address` and the user and password
 `ANTIPHON_URL` stand for them; with `--url`, `ANTIPHON_API_USER` and `ANTIPHON_API_PASSWORD` sign in. Passwords are
 never taken from the command line.
 
+Members that speak TLS are verified by `--cacert`, else the file's `ctl.cacert`, else its `restapi.cafile`, else the
+authorities of this machine; `--cert` and `--key`, else `ctl.certfile` and `ctl.keyfile`, are shown to those that want
+a certificate.
+
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
@@ -218,11 +222,18 @@ pub fn page() -> String {
     let mut page = HEAD.to_owned();
     let mut program = Cli::command().term_width(100);
     program.build();
-    for verb in program.get_subcommands_mut().filter(|verb| !verb.is_hide_set()) {
-        let help = verb.clone().term_width(100).render_long_help().to_string();
+    let mut section = |title: &str, command: clap::Command| {
+        let help = command.term_width(100).render_long_help().to_string();
         let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
         // Writing to a String cannot fail.
-        let _ = write!(page, "\n## {}\n```text\n{}\n```\n", verb.get_name(), lines.join("\n").trim_end());
+        let _ = write!(page, "\n## {title}\n```text\n{}\n```\n", lines.join("\n").trim_end());
+    };
+    let common = TargetArgs::augment_args(clap::Command::new("antiphon")).help_template("{options}");
+    section("Options of every verb", common.disable_help_flag(true));
+    for verb in program.get_subcommands_mut().filter(|verb| !verb.is_hide_set()) {
+        // Said once, above.
+        let own = verb.clone().mut_args(|arg| if arg.is_global_set() { arg.hide(true) } else { arg });
+        section(verb.get_name(), own);
     }
     page
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use antiphon_tls::{ClientFiles, File, Identity, Trust};
 use clap::Args;
 use hyper::Method;
 use serde::Deserialize;
@@ -16,18 +17,31 @@ use crate::config::{self, Login, Secret};
 /// Which cluster is meant.
 #[derive(Clone, Debug, Default, Args)]
 pub struct TargetArgs {
-    /// A node file: its restapi and ctl sections say where the API is and how to sign in
+    /// A node file: its restapi and ctl sections say where the API is, how to sign in, and the certificates
     #[arg(short, long, global = true, value_name = "FILE", env = "ANTIPHON_CONFIG_FILE")]
     pub config_file: Option<PathBuf>,
-    /// The API of a member, http://HOST:PORT; several with commas are tried in order
+    /// The API of a member, http://HOST:PORT or https://HOST:PORT; several with commas are tried in order
     #[arg(long, global = true, value_name = "URL", env = "ANTIPHON_URL")]
     pub url: Option<String>,
+    /// Do not verify the members' certificates
+    #[arg(short = 'k', long, global = true)]
+    pub insecure: bool,
+    /// The authority that signed the members' certificates
+    #[arg(long, global = true, value_name = "FILE", env = "ANTIPHON_CACERT")]
+    pub cacert: Option<PathBuf>,
+    /// A certificate to show to members that want one
+    #[arg(long, global = true, value_name = "FILE", env = "ANTIPHON_CERT")]
+    pub cert: Option<PathBuf>,
+    /// Its private key, if it is not in the same file
+    #[arg(long, global = true, value_name = "FILE", env = "ANTIPHON_KEY", requires = "cert")]
+    pub key: Option<PathBuf>,
 }
 
 /// The members to ask first, and how to sign in.
 pub(super) struct Target {
     entries: Vec<Client>,
     login: Option<Login>,
+    tls: ClientFiles,
 }
 
 /// `GET /cluster`.
@@ -128,17 +142,36 @@ impl TargetArgs {
                 env.get("ANTIPHON_API_USER").zip(env.get("ANTIPHON_API_PASSWORD")).map(|(user, password)| {
                     Login { username: user.clone(), password: Secret::new(password.clone()) }
                 });
-            let entries = urls.split(',').map(|url| Client::new(url.trim(), login.as_ref()));
-            return Ok(Target { entries: entries.collect::<Result<_, _>>()?, login });
+            let tls = self.tls(ClientFiles { identity: None, trust: Trust::System });
+            let entries = urls.split(',').map(|url| Client::trusting(url.trim(), login.as_ref(), &tls));
+            return Ok(Target { entries: entries.collect::<Result<_, _>>()?, login, tls });
         }
         let file = self.config_file.clone().or_else(|| env.get("PATRONICTL_CONFIG_FILE").map(PathBuf::from));
         let file = file.ok_or_else(|| {
             Failure::Usage("which cluster? give -c FILE or --url http://HOST:PORT".to_owned())
         })?;
         let config = config::load(&file, &env).map_err(|errors| Failure::Usage(errors.to_string()))?;
-        let login = config.ctl_authentication.or(config.restapi.authentication);
-        let entry = Client::new(&format!("http://{}", config.restapi.connect_address), login.as_ref())?;
-        Ok(Target { entries: vec![entry], login })
+        let login = config.ctl.authentication.or(config.restapi.authentication);
+        let tls = self.tls(config.ctl.tls);
+        let scheme = if config.restapi.tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", config.restapi.connect_address);
+        let entry = Client::trusting(&url, login.as_ref(), &tls)?;
+        Ok(Target { entries: vec![entry], login, tls })
+    }
+
+    /// What the file says of TLS, with what the command line says laid over it.
+    fn tls(&self, mut tls: ClientFiles) -> ClientFiles {
+        if let Some(authorities) = &self.cacert {
+            tls.trust = Trust::Authorities(File::new("--cacert", authorities));
+        }
+        if self.insecure {
+            tls.trust = Trust::Anyone;
+        }
+        if let Some(certificate) = &self.cert {
+            let key = self.key.as_ref().map(|key| File::new("--key", key));
+            tls.identity = Some(Identity { certificates: File::new("--cert", certificate), key });
+        }
+        tls
     }
 }
 
@@ -172,7 +205,7 @@ impl Target {
 
     /// A member's own API.
     pub(super) fn client(&self, member: &Member) -> Result<Client, Failure> {
-        Client::new(&member.api_url, self.login.as_ref())
+        Client::trusting(&member.api_url, self.login.as_ref(), &self.tls)
     }
 }
 

@@ -35,8 +35,15 @@ const VARIABLES: &[(&str, &[&str])] = &[
     ("RESTAPI_KEYFILE", &["restapi", "keyfile"]),
     ("RESTAPI_CAFILE", &["restapi", "cafile"]),
     ("RESTAPI_VERIFY_CLIENT", &["restapi", "verify_client"]),
+    ("RESTAPI_KEYFILE_PASSWORD", &["restapi", "keyfile_password"]),
+    ("RESTAPI_CIPHERS", &["restapi", "ciphers"]),
     ("CTL_USERNAME", &["ctl", "authentication", "username"]),
     ("CTL_PASSWORD", &["ctl", "authentication", "password"]),
+    ("CTL_INSECURE", &["ctl", "insecure"]),
+    ("CTL_CACERT", &["ctl", "cacert"]),
+    ("CTL_CERTFILE", &["ctl", "certfile"]),
+    ("CTL_KEYFILE", &["ctl", "keyfile"]),
+    ("CTL_KEYFILE_PASSWORD", &["ctl", "keyfile_password"]),
     ("ETCD3_HOST", &["etcd3", "host"]),
     ("ETCD3_HOSTS", &["etcd3", "hosts"]),
     ("ETCD3_URL", &["etcd3", "url"]),
@@ -65,9 +72,15 @@ const VARIABLES: &[(&str, &[&str])] = &[
     ("RAFT_DATA_DIR", &["raft", "data_dir"]),
     ("RAFT_PASSWORD", &["raft", "password"]),
     ("RAFT_JOIN", &["raft", "join"]),
+    ("RAFT_TLS_CERTFILE", &["raft", "tls", "certfile"]),
+    ("RAFT_TLS_KEYFILE", &["raft", "tls", "keyfile"]),
+    ("RAFT_TLS_CAFILE", &["raft", "tls", "cafile"]),
     ("HEARTBEAT_LISTEN", &["heartbeat", "listen"]),
     ("HEARTBEAT_CONNECT_ADDRESS", &["heartbeat", "connect_address"]),
     ("HEARTBEAT_PASSWORD", &["heartbeat", "password"]),
+    ("HEARTBEAT_TLS_CERTFILE", &["heartbeat", "tls", "certfile"]),
+    ("HEARTBEAT_TLS_KEYFILE", &["heartbeat", "tls", "keyfile"]),
+    ("HEARTBEAT_TLS_CAFILE", &["heartbeat", "tls", "cafile"]),
     ("POSTGRESQL_LISTEN", &["postgresql", "listen"]),
     ("POSTGRESQL_CONNECT_ADDRESS", &["postgresql", "connect_address"]),
     ("POSTGRESQL_PROXY_ADDRESS", &["postgresql", "proxy_address"]),
@@ -85,7 +98,14 @@ const VARIABLES: &[(&str, &[&str])] = &[
 ];
 
 /// Variables that the command line and the log read.
-const ELSEWHERE: [&str; 3] = ["ANTIPHON_CONFIG_FILE", "ANTIPHON_URL", "ANTIPHON_LOG"];
+const ELSEWHERE: [&str; 6] = [
+    "ANTIPHON_CONFIG_FILE",
+    "ANTIPHON_URL",
+    "ANTIPHON_LOG",
+    "ANTIPHON_CACERT",
+    "ANTIPHON_CERT",
+    "ANTIPHON_KEY",
+];
 
 /// Lays the variables over the file's tree.
 pub(super) fn overlay(root: &mut Node, env: &BTreeMap<String, String>, findings: &Findings) {

@@ -20,6 +20,7 @@ mod secret;
 mod section;
 mod source;
 mod store;
+mod tls;
 mod yaml;
 
 use std::collections::BTreeMap;
@@ -27,8 +28,8 @@ use std::path::Path;
 
 pub use address::{Address, Listen};
 pub use model::{
-    Account, ApiConfig, BootstrapConfig, CallbackEvent, EtcdConfig, HeartbeatConfig, LogConfig, LogFormat,
-    LogLevel, Login, NodeConfig, PostgresConfig, RaftConfig, ReplicaMethod, StoreConfig, Tags,
+    Account, ApiConfig, BootstrapConfig, CallbackEvent, CtlConfig, EtcdConfig, HeartbeatConfig, LogConfig,
+    LogFormat, LogLevel, Login, NodeConfig, PostgresConfig, RaftConfig, ReplicaMethod, StoreConfig, Tags,
     WatchdogConfig, WatchdogMode,
 };
 pub use problem::{ConfigErrors, Place, Problem};

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use antiphon_core::NodeName;
 use antiphon_core::settings::DynamicCommands;
+use antiphon_tls::{ClientFiles, MemberFiles, ServerFiles};
 use serde_json::Value;
 
 use super::address::{Address, Listen};
@@ -25,8 +26,8 @@ pub struct NodeConfig {
     pub log: LogConfig,
     /// The HTTP API.
     pub restapi: ApiConfig,
-    /// How this machine's command line signs in to the API; none: as `restapi.authentication` says.
-    pub ctl_authentication: Option<Login>,
+    /// How this machine's command line talks to the API.
+    pub ctl: CtlConfig,
     /// Where the cluster agrees.
     pub store: StoreConfig,
     /// Direct heartbeats between members of a cluster on etcd. None with Raft, which has them on its own port.
@@ -108,6 +109,17 @@ pub struct ApiConfig {
     pub allowlist: Vec<String>,
     /// Members of the cluster are let in besides.
     pub allowlist_include_members: bool,
+    /// Certificates to speak TLS with; none: the API answers in the clear.
+    pub tls: Option<ServerFiles>,
+}
+
+/// The command line on this machine.
+#[derive(Clone, Debug)]
+pub struct CtlConfig {
+    /// How it signs in; none: as `restapi.authentication` says.
+    pub authentication: Option<Login>,
+    /// How it speaks TLS to members that do.
+    pub tls: ClientFiles,
 }
 
 /// Where the cluster agrees.
@@ -134,6 +146,8 @@ pub struct RaftConfig {
     pub password: Option<Secret>,
     /// Join a running cluster by asking the partners, instead of forming a new one with them.
     pub join: bool,
+    /// Certificates for the links to other members; none: they are in the clear.
+    pub tls: Option<MemberFiles>,
 }
 
 /// An etcd cluster.
@@ -143,6 +157,8 @@ pub struct EtcdConfig {
     pub endpoints: Vec<Address>,
     /// How to sign in.
     pub login: Option<Login>,
+    /// How TLS is spoken to it; none: it is reached in the clear.
+    pub tls: Option<ClientFiles>,
 }
 
 /// Direct heartbeats.
@@ -154,6 +170,8 @@ pub struct HeartbeatConfig {
     pub connect_address: Address,
     /// What members prove to each other.
     pub password: Option<Secret>,
+    /// Certificates for the links to other members; none: they are in the clear.
+    pub tls: Option<MemberFiles>,
 }
 
 /// How a new cluster begins.
@@ -237,10 +255,8 @@ pub struct Account {
     pub username: String,
     /// The password; none: the server lets the user in without, or a password file has it.
     pub password: Option<Secret>,
-    /// Further connection options (`sslmode`, `sslcert`, `channel_binding`) by name.
+    /// Further connection options (`sslmode`, `sslcert`, `channel_binding`) by name, for connections over TCP.
     pub options: BTreeMap<String, String>,
-    /// What unlocks the client's key (`sslpassword`).
-    pub key_password: Option<Secret>,
 }
 
 /// What callbacks are told of.

@@ -50,14 +50,16 @@ pub(super) const ACCOUNT_OPTIONS: [&str; 9] = [
     "channel_binding",
 ];
 
-const SSL_MODES: [(&str, &str); 6] = [
-    ("disable", "disable"),
-    ("allow", "allow"),
-    ("prefer", "prefer"),
-    ("require", "require"),
-    ("verify-ca", "verify-ca"),
-    ("verify-full", "verify-full"),
+/// Those of them that are one of a few words.
+const OPTION_WORDS: [(&str, &[&str]); 4] = [
+    ("sslmode", &["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]),
+    ("sslnegotiation", &["postgres", "direct"]),
+    ("gssencmode", &["disable", "prefer", "require"]),
+    ("channel_binding", &["disable", "prefer", "require"]),
 ];
+
+const KEY_PASSWORD: &str = "is not supported: PostgreSQL would write it into its log with primary_conninfo; decrypt the \
+                            key with `openssl pkey -in OLD -out NEW` and give the new file mode 0600";
 
 /// Reads the section. What is missing or wrong has been noted, and an empty value stands in its place so that
 /// the rest is read and complained about too; a file with a problem is never used.
@@ -146,8 +148,7 @@ struct Accounts {
 }
 
 fn accounts(section: &Section<'_>) -> Accounts {
-    let nobody =
-        || Account { username: String::new(), password: None, options: BTreeMap::new(), key_password: None };
+    let nobody = || Account { username: String::new(), password: None, options: BTreeMap::new() };
     let Some(authentication) = section.section("authentication") else {
         section.problem(
             "authentication",
@@ -193,16 +194,31 @@ fn account(section: &Section<'_>) -> Account {
     }
     let mut given = BTreeMap::new();
     for option in ACCOUNT_OPTIONS {
-        let value = if option == "sslmode" {
-            section.choice(option, &SSL_MODES).map(str::to_owned)
-        } else {
-            section.text(option)
-        };
-        given.extend(value.map(|value| (option.to_owned(), value)));
+        given.extend(connection_option(section, option).map(|value| (option.to_owned(), value)));
     }
-    let (password, key_password) = (section.secret("password"), section.secret("sslpassword"));
+    let verifies = given.get("sslmode").is_some_and(|mode| mode.starts_with("verify-"));
+    if verifies && section.get("sslrootcert").is_none() {
+        section.problem(
+            "sslrootcert",
+            "is missing: sslmode is to verify the server; name the file of the authority, or system (PostgreSQL 16 and newer)",
+        );
+    }
+    section.refused(&["sslpassword"], KEY_PASSWORD);
+    let password = section.secret("password");
     section.finish();
-    Account { username, password, options: given, key_password }
+    Account { username, password, options: given }
+}
+
+/// A connection option as libpq wants it. Files have whole paths: the server and its tools work in other places.
+fn connection_option(section: &Section<'_>, option: &str) -> Option<String> {
+    if let Some((_, words)) = OPTION_WORDS.iter().find(|(name, _)| *name == option) {
+        let choices: Vec<(&str, &str)> = words.iter().map(|word| (*word, *word)).collect();
+        return section.choice(option, &choices).map(str::to_owned);
+    }
+    if option == "sslrootcert" && section.text(option).as_deref() == Some("system") {
+        return Some("system".to_owned());
+    }
+    section.path(option).map(|path| path.to_string_lossy().into_owned())
 }
 
 fn callbacks(section: &Section<'_>) -> BTreeMap<CallbackEvent, String> {

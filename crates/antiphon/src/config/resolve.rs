@@ -9,17 +9,15 @@ use serde_json::Value;
 
 use super::address::{Address, Listen};
 use super::model::{
-    ApiConfig, BootstrapConfig, LogConfig, LogFormat, LogLevel, Login, NodeConfig, StoreConfig, Tags,
-    WatchdogConfig, WatchdogMode,
+    ApiConfig, BootstrapConfig, CtlConfig, LogConfig, LogFormat, LogLevel, Login, NodeConfig, StoreConfig,
+    Tags, WatchdogConfig, WatchdogMode,
 };
 use super::problem::Findings;
 use super::section::Section;
 use super::yaml::{Content, Node};
-use super::{bootstrap, postgres, store};
+use super::{bootstrap, postgres, store, tls};
 
 const API_PORT: u16 = 8008;
-const NO_TLS: &str = "is not supported yet: without it the API would answer in the clear; remove it and let a proxy \
-                      on this host speak TLS";
 const OTHER_STORE: &str = "is not supported: antiphon agrees through its own raft or through etcd3; a member that \
                            looked elsewhere would form a second cluster. Use a raft or etcd3 section";
 
@@ -31,14 +29,15 @@ pub(super) fn resolve(root: &Node, findings: &Findings) -> Option<NodeConfig> {
     let namespace = namespace(&top);
     let name = name(&top);
     let log = log(&top);
-    let restapi = top.section("restapi").as_ref().map(api);
+    let restapi_section = top.section("restapi");
+    let restapi = restapi_section.as_ref().map(api);
     if restapi.is_none() {
         top.problem(
             "restapi",
             "is missing: members and the command line talk to it; add restapi: {listen: 'HOST:8008'}",
         );
     }
-    let ctl_authentication = top.section("ctl").as_ref().and_then(ctl);
+    let ctl = ctl(top.section("ctl").as_ref(), restapi_section.as_ref());
     let store = store::store(&top);
     let heartbeat = store::heartbeat(&top, matches!(store, Some(StoreConfig::Etcd(_))));
     let postgresql = top.section("postgresql").as_ref().map(postgres::postgres);
@@ -73,7 +72,7 @@ pub(super) fn resolve(root: &Node, findings: &Findings) -> Option<NodeConfig> {
         name: name?,
         log,
         restapi: restapi??,
-        ctl_authentication,
+        ctl,
         store: store?,
         heartbeat,
         bootstrap: bootstrap?,
@@ -187,10 +186,7 @@ fn api(section: &Section<'_>) -> Option<ApiConfig> {
         );
     }
     let allowlist_include_members = section.switch("allowlist_include_members").unwrap_or(false);
-    section.refused(&["certfile", "keyfile", "keyfile_password", "cafile", "ciphers"], NO_TLS);
-    if section.text("verify_client").is_some_and(|mode| mode != "none") {
-        section.problem("verify_client", NO_TLS);
-    }
+    let tls = tls::api(section);
     section.without_effect(
         &["http_extra_headers", "https_extra_headers", "server_tokens"],
         "headers cannot be changed",
@@ -206,6 +202,7 @@ fn api(section: &Section<'_>) -> Option<ApiConfig> {
         authentication,
         allowlist,
         allowlist_include_members,
+        tls,
     })
 }
 
@@ -240,14 +237,13 @@ pub(super) fn login(section: Option<Section<'_>>) -> Option<Login> {
     Some(Login { username: username?, password: password? })
 }
 
-fn ctl(section: &Section<'_>) -> Option<Login> {
-    let login = login(section.section("authentication"));
-    section.without_effect(
-        &["insecure", "cacert", "certfile", "keyfile", "keyfile_password"],
-        "the API is reached without TLS",
-    );
-    section.finish();
-    login
+fn ctl(section: Option<&Section<'_>>, restapi: Option<&Section<'_>>) -> CtlConfig {
+    let authentication = section.and_then(|section| login(section.section("authentication")));
+    let tls = tls::ctl(section, restapi);
+    if let Some(section) = section {
+        section.finish();
+    }
+    CtlConfig { authentication, tls }
 }
 
 fn is_host_or_network(text: &str) -> bool {

@@ -4,10 +4,9 @@ use super::address::{Address, Listen};
 use super::model::{EtcdConfig, HeartbeatConfig, Login, RaftConfig, StoreConfig};
 use super::resolve::reached_at;
 use super::section::Section;
+use super::tls;
 
 const ETCD_PORT: u16 = 2379;
-const NO_TLS: &str = "is not supported yet: the connection to etcd would be in the clear; reach etcd through a local \
-                      proxy that speaks TLS, or use a raft section";
 
 /// Exactly one of raft and etcd3.
 pub(super) fn store(top: &Section<'_>) -> Option<StoreConfig> {
@@ -83,6 +82,7 @@ fn raft(section: &Section<'_>) -> Option<RaftConfig> {
     if password.is_none() && !partner_addrs.is_empty() {
         section.warning("password", "is missing: anyone who reaches the port can take part");
     }
+    let tls = tls::members(section);
     section.finish();
     Some(RaftConfig {
         self_addr: self_addr?,
@@ -91,6 +91,7 @@ fn raft(section: &Section<'_>) -> Option<RaftConfig> {
         data_dir: data_dir?,
         password,
         join,
+        tls,
     })
 }
 
@@ -110,10 +111,12 @@ fn etcd(section: &Section<'_>) -> Option<EtcdConfig> {
     }
     endpoints.extend(section.address("host", Some(ETCD_PORT)));
     endpoints.extend(url(section));
-    if section.text("protocol").is_some_and(|protocol| !protocol.eq_ignore_ascii_case("http")) {
-        section.problem("protocol", NO_TLS);
+    let protocol = section.choice("protocol", &[("http", false), ("https", true)]);
+    let by_url = section.text("url").map(|url| url.starts_with("https://"));
+    if let (Some(false), Some(true)) = (protocol, by_url) {
+        section.problem("protocol", "is http and the url begins with https://; remove one of the two");
     }
-    section.refused(&["cacert", "cert", "key"], NO_TLS);
+    let tls = tls::etcd(section, protocol.or(by_url).unwrap_or(false));
     section.refused(
         &["proxy", "srv", "srv_suffix", "use_proxies"],
         "is not supported: name the servers in hosts",
@@ -125,7 +128,7 @@ fn etcd(section: &Section<'_>) -> Option<EtcdConfig> {
         Some(login) => Some(login?),
         None => None,
     };
-    (given == 1 && !endpoints.is_empty()).then_some(EtcdConfig { endpoints, login })
+    (given == 1 && !endpoints.is_empty()).then_some(EtcdConfig { endpoints, login, tls })
 }
 
 fn credentials(section: &Section<'_>) -> Option<Login> {
@@ -137,14 +140,11 @@ fn credentials(section: &Section<'_>) -> Option<Login> {
     Some(Login { username: username?, password: password? })
 }
 
-/// `http://host:port`. Its text is not repeated in errors: people put passwords into URLs.
+/// `http://host:port` or `https://host:port`. Its text is not repeated in errors: people put passwords into URLs.
 fn url(section: &Section<'_>) -> Option<Address> {
     let text = section.text("url")?;
-    let Some(rest) = text.strip_prefix("http://") else {
-        section.problem(
-            "url",
-            format!("must begin with http://; TLS to etcd {}", NO_TLS.trim_start_matches("is ")),
-        );
+    let Some(rest) = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")) else {
+        section.problem("url", "must begin with http:// or https://");
         return None;
     };
     if rest.contains('@') {
@@ -201,6 +201,7 @@ pub(super) fn heartbeat(top: &Section<'_>, on_etcd: bool) -> Option<HeartbeatCon
         (None, None) => None,
     };
     let password = section.secret("password");
+    let tls = tls::members(&section);
     section.finish();
-    Some(HeartbeatConfig { listen: listen?, connect_address: connect_address?, password })
+    Some(HeartbeatConfig { listen: listen?, connect_address: connect_address?, password, tls })
 }

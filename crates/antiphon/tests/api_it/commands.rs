@@ -13,7 +13,7 @@ use super::fixture::{EPOCH, Served, changed, led_by, name, serving, view};
 async fn run(url: &str, words: &[&str]) -> Result<(), Failure> {
     let cli = Cli::try_parse_from([&["antiphon"], words].concat()).expect("a sound command line");
     let Command::Client(command) = cli.command else { panic!("not a verb of a cluster") };
-    let target = TargetArgs { config_file: None, url: Some(url.to_owned()) };
+    let target = TargetArgs { url: Some(url.to_owned()), ..TargetArgs::default() };
     tokio::time::timeout(Duration::from_secs(30), carry_out(&target, command)).await.expect("an end")
 }
 
@@ -63,7 +63,7 @@ async fn exit_codes_tell_outcomes_apart() {
     assert_eq!(code(&served, &["switchover", "--candidate", "n1", "--force"]).await, 1);
     assert_eq!(code(&served, &["resume"]).await, 1);
     assert_eq!(run("http://127.0.0.1:1", &["list"]).await.expect_err("nobody listens").code(), 3);
-    assert_eq!(run("https://127.0.0.1:1", &["list"]).await.expect_err("TLS").code(), 2);
+    assert_eq!(run("ftp://127.0.0.1:1", &["list"]).await.expect_err("not HTTP").code(), 2);
     let both = format!("http://127.0.0.1:1,{}", served.url());
     run(&both, &["list"]).await.expect("the second one answers");
 }

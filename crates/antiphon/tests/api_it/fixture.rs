@@ -23,6 +23,7 @@ use antiphon_core::ha::world::{
 use antiphon_core::settings::{DynamicCommands, Settings, SyncMode};
 use antiphon_core::{Epoch, Instant, Lsn, NodeName, Timeline};
 use antiphon_store::{Expect, MemoryStore, Store, Transaction};
+use antiphon_tls::ServerTls;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -232,6 +233,11 @@ impl Served {
     }
 
     pub(crate) async fn protected(view: View, access: Access) -> Self {
+        Self::covered(view, access, None).await
+    }
+
+    /// Serves inside TLS if certificates are given.
+    pub(crate) async fn covered(view: View, access: Access, tls: Option<ServerTls>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("its address");
         let (view, seen) = watch::channel(Arc::new(view));
@@ -240,7 +246,7 @@ impl Served {
         let api = Api::new(seen, orders, Arc::new(store.clone()), access, DynamicCommands::Refused);
         let (stop, stopped) = oneshot::channel::<()>();
         tokio::spawn(async move {
-            api::serve(listener, api, async {
+            api::serve(listener, tls, api, async {
                 // An error is the sender's end, which stops as well.
                 let _ = stopped.await;
             })

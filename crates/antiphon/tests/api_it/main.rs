@@ -12,3 +12,4 @@ mod hostile;
 mod orders;
 mod pages;
 mod reads;
+mod tls;
