@@ -123,9 +123,7 @@ impl Supervisor {
         // A group of its own: a signal from the terminal is for the agent, not for the server.
         command.process_group(0).env_remove("NOTIFY_SOCKET").current_dir("/");
         // Its WAL receiver is a client too.
-        for name in super::tool::LIBPQ_VARIABLES {
-            command.env_remove(name);
-        }
+        super::tool::isolate(command.as_std_mut());
         let child = command.spawn()?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         let Some((pid, handle)) = pid.and_then(|pid| Some((pid, open(pid)?))) else {

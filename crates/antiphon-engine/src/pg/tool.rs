@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::process::Stdio;
 
+use nix::unistd::{User, geteuid};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
@@ -34,15 +35,39 @@ impl Drop for Group {
 pub(super) fn command(program: &Path, folder: &Path, passwords: &Path) -> Command {
     let mut command = Command::new(program);
     command.current_dir(folder).env("LC_ALL", "C").env("PGPASSFILE", passwords);
-    for name in LIBPQ_VARIABLES {
-        command.env_remove(name);
-    }
+    isolate(command.as_std_mut());
     command
 }
 
-/// What of the agent's environment would overrule the connection strings of the server and its tools.
-pub(super) const LIBPQ_VARIABLES: [&str; 8] =
-    ["PGPASSWORD", "PGOPTIONS", "PGSERVICE", "PGHOST", "PGPORT", "PGUSER", "PGDATA", "PGDATABASE"];
+/// Takes away what of the agent's environment would stand in for what a connection string does not say. libpq also
+/// looks for certificates in the home directory, and fails if it may not look: an agent that root started has root's.
+pub(super) fn isolate(command: &mut std::process::Command) {
+    for name in LIBPQ_VARIABLES {
+        command.env_remove(name);
+    }
+    if let Ok(Some(user)) = User::from_uid(geteuid()) {
+        command.env("HOME", user.dir);
+    }
+}
+
+const LIBPQ_VARIABLES: [&str; 16] = [
+    "PGPASSWORD",
+    "PGOPTIONS",
+    "PGSERVICE",
+    "PGHOST",
+    "PGPORT",
+    "PGUSER",
+    "PGDATA",
+    "PGDATABASE",
+    "PGSSLMODE",
+    "PGSSLCERT",
+    "PGSSLKEY",
+    "PGSSLROOTCERT",
+    "PGSSLCRL",
+    "PGSSLCRLDIR",
+    "PGGSSENCMODE",
+    "PGCHANNELBINDING",
+];
 
 /// Runs a tool to its end; returns what it said (its last lines, both streams). `on_line` sees each line.
 pub(super) async fn run(
@@ -130,6 +155,17 @@ impl Splitter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_tool_has_its_own_users_home_and_no_certificates_of_the_agents_environment() {
+        let mut command = command(Path::new("/bin/sh"), Path::new("/"), Path::new("/nowhere"));
+        command.env("PGSSLMODE", "disable").env("HOME", "/elsewhere");
+        isolate(command.as_std_mut());
+        command.args(["-c", "echo \"$HOME:$PGSSLMODE\""]);
+        let said = run("try", command, |_| ()).await.expect("it ends well");
+        let user = User::from_uid(geteuid()).expect("a directory of users").expect("this user");
+        assert_eq!(said, [format!("{}:", user.dir.display())]);
+    }
 
     #[tokio::test]
     async fn a_failed_tool_is_reported_by_its_telling_line() {

@@ -7,3 +7,4 @@ mod lifecycle;
 mod refusals;
 mod replication;
 mod support;
+mod tls;
