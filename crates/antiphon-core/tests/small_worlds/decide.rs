@@ -303,9 +303,9 @@ fn no_world_follows_a_leader_of_a_term_that_this_member_is_fenced_against(
     decision: &Decision,
 ) {
     for step in &decision.steps {
-        let upstream = match step {
-            Step::Follow { upstream, .. } | Step::StartStandby { upstream: Some((upstream, _)) } => upstream,
-            _ => continue,
+        let (Step::Follow { upstream, .. } | Step::StartStandby { upstream: Some((upstream, _)) }) = step
+        else {
+            continue;
         };
         assert!(upstream.epoch >= world.me.fenced, "{}", shown(world, decision));
         assert!(record(world).leader().is_some(), "nobody leads: {}", shown(world, decision));

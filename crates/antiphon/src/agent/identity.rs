@@ -122,7 +122,7 @@ mod tests {
     fn a_member_that_moved_to_another_address_keeps_its_name() {
         let (before, now) = (member("n2", "h2:1"), member("n2", "h9:1"));
         let silent = BTreeMap::new();
-        assert_eq!(after(Duration::ZERO, &now, &[before.clone()], &silent), Name::Unknown);
+        assert_eq!(after(Duration::ZERO, &now, std::slice::from_ref(&before), &silent), Name::Unknown);
         assert_eq!(after(LATELY, &now, &[before], &silent), Name::Ours);
     }
 

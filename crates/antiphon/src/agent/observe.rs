@@ -3,7 +3,6 @@
 //! Nothing is decided here. The only memory is when things that others count from were first seen.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use antiphon_core::ha::cluster::{Member, Phase, Request};
 use antiphon_core::ha::world::{Database, Link, Local, Me, Peer, Reinitialise, StoreView, Stored, World};
@@ -67,18 +66,23 @@ pub struct Own {
     pub restart_requested: bool,
 }
 
+/// What this member sees of the store and of the others.
+pub struct Outside<'a> {
+    /// The store's records.
+    pub records: &'a Records,
+    /// Since when the records have been what they are.
+    pub firsts: &'a Firsts,
+    /// How many members vote in the store; none if it does not say.
+    pub voters: Option<usize>,
+    /// The links.
+    pub peers: &'a Peers,
+    /// What was heard.
+    pub beats: &'a Beats,
+}
+
 /// Builds the World of this moment.
-pub fn world(
-    own: &Own,
-    fenced: Epoch,
-    settings: &Settings,
-    records: &Arc<Records>,
-    firsts: &Firsts,
-    voters: Option<usize>,
-    local: Local,
-    peers: &Peers,
-    beats: &Beats,
-) -> World {
+pub fn world(own: &Own, fenced: Epoch, settings: &Settings, local: Local, outside: &Outside<'_>) -> World {
+    let Outside { records, firsts, voters, peers, beats } = *outside;
     let name = &own.described.name;
     let stored = records.members.get(name).map(|stored| &stored.value);
     let member = Member {

@@ -86,7 +86,7 @@ pub fn read(snapshot: &Snapshot) -> Result<Records, Unreadable> {
                 records.members.insert(member.value.name.clone(), member);
             }
             Ok(_) => {
-                records.unreadable.push(unreadable(key, "it names another member, or has a newer format"))
+                records.unreadable.push(unreadable(key, "it names another member, or has a newer format"));
             }
             Err(error) => records.unreadable.push(error),
         }

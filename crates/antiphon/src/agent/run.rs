@@ -30,7 +30,7 @@ use super::guard::Guard;
 use super::identity::{self, Name};
 use super::journal::Journal;
 use super::kept::KeptDirectories;
-use super::observe::{self, Firsts, Own};
+use super::observe::{self, Firsts, Outside, Own};
 use super::records::{self, Records};
 use super::settings::SettingsInForce;
 use super::upkeep::Upkeep;
@@ -215,17 +215,15 @@ impl Agent {
         };
         let fenced = self.engine.as_ref().map_or(Epoch(0), |engine| engine.fenced());
         let voters = self.store.voters().map(|voters| voters.len());
-        observe::world(
-            &self.own,
-            fenced,
-            self.settings.resolved(),
-            &self.records,
-            &self.firsts,
+        let outside = Outside {
+            records: &self.records,
+            firsts: &self.firsts,
             voters,
-            observe::local(database),
-            &self.peers,
-            &self.beats,
-        )
+            peers: &self.peers,
+            beats: &self.beats,
+        };
+        let local = observe::local(database);
+        observe::world(&self.own, fenced, self.settings.resolved(), local, &outside)
     }
 
     /// Tells the other members by heartbeat, and the heartbeats whom to watch over.

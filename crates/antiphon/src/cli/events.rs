@@ -80,7 +80,7 @@ async fn follow(
             match format {
                 Format::Json => println!("{data}"),
                 Format::Pretty | Format::Yaml | Format::Tsv => {
-                    println!("{} {}", datetime::format(datetime::now()), line(&data))
+                    println!("{} {}", datetime::format(datetime::now()), line(&data));
                 }
             }
             *left = left.map(|left| left.saturating_sub(1));

@@ -149,7 +149,7 @@ async fn tell(
         };
         match told {
             Ok(answer) => {
-                println!("Success: {what} for member {}: {}", member.name, harmless(answer.text.trim()))
+                println!("Success: {what} for member {}: {}", member.name, harmless(answer.text.trim()));
             }
             Err(failure) => {
                 eprintln!("Failed: {what} for member {}: {failure}", member.name);
