@@ -225,7 +225,7 @@ async fn strangers_that_begin_tls_and_stop_do_no_harm() {
         });
         assert!(said.await.unwrap() < 1024, "a stranger is told little");
     }
-    let (b, _b_in) = member(&authority, "b", &[address.clone()], &free_address());
+    let (b, _b_in) = member(&authority, "b", std::slice::from_ref(&address), &free_address());
     wait_link(&b, &address, is_up).await;
     drop(a);
 }

@@ -7,6 +7,7 @@ mod agents;
 mod ask;
 mod members;
 mod slots;
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
