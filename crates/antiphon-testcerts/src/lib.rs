@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -37,6 +38,10 @@ pub enum Good {
     Before,
     /// For servers only.
     ForServers,
+    /// For both ends, until 2200.
+    ForCenturies,
+    /// It is an authority of its own.
+    AsAuthority,
 }
 
 impl Authority {
@@ -58,11 +63,18 @@ impl Authority {
         self.issue_good(name, hosts, Good::Now)
     }
 
+    /// A certificate that is good from now on for so long.
+    pub fn issue_for(&self, name: &str, hosts: &[&str], span: Duration) -> Issued {
+        let mut params = params(name, hosts);
+        params.not_after = (SystemTime::now() + span).into();
+        self.sign(name, &params)
+    }
+
     /// A certificate with limits. Files of an earlier one of that name are replaced.
     pub fn issue_good(&self, name: &str, hosts: &[&str], good: Good) -> Issued {
         let mut params = params(name, hosts);
         params.extended_key_usages = match good {
-            Good::Now | Good::Before => {
+            Good::Now | Good::Before | Good::ForCenturies | Good::AsAuthority => {
                 vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
             }
             Good::ForServers => vec![ExtendedKeyUsagePurpose::ServerAuth],
@@ -71,6 +83,16 @@ impl Authority {
             params.not_before = date_time_ymd(2001, 1, 1);
             params.not_after = date_time_ymd(2002, 1, 1);
         }
+        if good == Good::ForCenturies {
+            params.not_after = date_time_ymd(2200, 1, 1);
+        }
+        if good == Good::AsAuthority {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        }
+        self.sign(name, &params)
+    }
+
+    fn sign(&self, name: &str, params: &CertificateParams) -> Issued {
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
         let issued = Issued {

@@ -65,18 +65,41 @@ fn complaint(reason: &CertificateError) -> String {
         }
         CertificateError::NotValidForName => "its certificate does not name the host that was connected to",
         CertificateError::NotValidForNameContext { expected, presented } => {
-            let names = if presented.is_empty() { "none".to_owned() } else { presented.join(", ") };
+            let names: Vec<&str> = presented.iter().map(|name| plain(name)).collect();
+            let names = if names.is_empty() { "no name".to_owned() } else { names.join(", ") };
             return format!(
-                "its certificate is not for {}, which was connected to; its subjectAltName has: {names}",
+                "its certificate is not for {}, which was connected to; its subjectAltName has {names}",
                 expected.to_str()
             );
         }
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "the extendedKeyUsage of its certificate does not allow this end (serverAuth, clientAuth)"
         }
-        other => return format!("its certificate cannot be used: {other}"),
+        other => match flaw(other) {
+            Some(flaw) => return format!("its certificate {flaw}"),
+            None => return format!("its certificate cannot be used: {other}"),
+        },
     };
     text.to_owned()
+}
+
+/// `DnsName("n1.example")` and `IpAddress(10.0.0.1)` without their wrappers.
+fn plain(name: &str) -> &str {
+    let inner = name.split_once('(').map_or(name, |(_, inner)| inner);
+    inner.trim_end_matches(')').trim_matches('"')
+}
+
+/// What is wrong with a certificate that was made as one easily does, to follow it in a sentence. The library
+/// shows these by their code only.
+pub(crate) fn flaw(reason: &CertificateError) -> Option<&'static str> {
+    let code = format!("{reason:?}");
+    if code.contains("CaUsedAsEndEntity") {
+        Some("is an authority's own (self-signed, CA:TRUE); have an authority sign one for this host")
+    } else if code.contains("UnsupportedCertVersion") {
+        Some("is of X.509 version 1, which has no names in it; sign it with a subjectAltName")
+    } else {
+        None
+    }
 }
 
 /// What the other end says of our certificate, if that is why a connection failed: it did nothing that was asked

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::pki_types::pem::PemObject;
@@ -19,6 +20,9 @@ use crate::provider;
 
 /// The largest file that is read, in bytes: a bundle of all public authorities is a quarter of a megabyte.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// A validity that ends later than this is not told apart from it.
+const DAYS_MAX: u32 = 36_500;
 
 /// Where systems keep the authorities that they trust.
 const SYSTEM_BUNDLES: [&str; 4] = [
@@ -169,14 +173,54 @@ pub(crate) fn identity(
     Ok((chain, key))
 }
 
+/// How many whole days from now a certificate and those between it and its authority are still valid.
+///
+/// # Errors
+/// If the file cannot be used, or one of them is not valid now.
+pub fn days_left(identity: &Identity) -> Result<u32, TlsError> {
+    let file = &identity.certificates;
+    let now = UnixTime::now().as_secs();
+    let mut least = DAYS_MAX;
+    for certificate in certificates(file)? {
+        check_date(file, &certificate)?;
+        let valid_in = |days: u32| {
+            let then = Duration::from_secs(now.saturating_add(u64::from(days) * 24 * 3600));
+            check_date_at(file, &certificate, UnixTime::since_unix_epoch(then)).is_ok()
+        };
+        // Halved until it is found: valid in `least`, or valid in `low` and not in `high`.
+        let (mut low, mut high) = (0, least);
+        if valid_in(high) {
+            continue;
+        }
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if valid_in(middle) {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        least = low;
+    }
+    Ok(least)
+}
+
 /// Sees that a certificate is valid at this moment.
 fn check_date(file: &File, certificate: &CertificateDer<'static>) -> Result<(), TlsError> {
+    check_date_at(file, certificate, UnixTime::now())
+}
+
+fn check_date_at(
+    file: &File,
+    certificate: &CertificateDer<'static>,
+    moment: UnixTime,
+) -> Result<(), TlsError> {
     let parsed = ParsedCertificate::try_from(certificate)
         .map_err(|error| TlsError::unusable(file, &error.to_string()))?;
     // Without authorities nothing is ever verified; a certificate's own dates are looked at before that is found.
     let (nobody, provider) = (RootCertStore::empty(), provider());
     let algorithms = provider.signature_verification_algorithms.all;
-    match verify_server_cert_signed_by_trust_anchor(&parsed, &nobody, &[], UnixTime::now(), algorithms) {
+    match verify_server_cert_signed_by_trust_anchor(&parsed, &nobody, &[], moment, algorithms) {
         Err(Error::InvalidCertificate(
             CertificateError::Expired | CertificateError::ExpiredContext { .. },
         )) => Err(TlsError::unusable(file, "the certificate has expired; put a new one there")),

@@ -29,7 +29,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 pub use crate::explain::{explain, reason, rejection};
-pub use crate::files::{File, Identity, TlsError};
+pub use crate::files::{File, Identity, TlsError, days_left};
 pub use crate::stream::{Stream, farewell};
 pub use tokio_rustls::client::TlsStream as ClientStream;
 

@@ -11,6 +11,7 @@ use rustls::server::ParsedCertificate;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
+use crate::explain::flaw;
 use crate::{MemberFiles, TlsError, files, provider};
 
 /// Does not look at the server's name; with authorities, it looks at who signed.
@@ -100,6 +101,11 @@ pub(crate) fn own_certificate(
             file,
             "members use it on both ends, and its extendedKeyUsage does not name both serverAuth and clientAuth",
         )),
+        Err(Error::InvalidCertificate(reason)) => {
+            let text =
+                flaw(&reason).map_or_else(|| reason.to_string(), |flaw| format!("the certificate {flaw}"));
+            Err(TlsError::unusable(file, &text))
+        }
         Err(error) => Err(TlsError::unusable(file, &error.to_string())),
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use antiphon_testcerts::{Authority, Good, Issued};
 use antiphon_tls::{
     ClientFiles, ClientTls, Clients, File, Identity, MemberFiles, MemberTls, ServerFiles, ServerTls, Trust,
-    explain,
+    days_left, explain,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -136,11 +136,24 @@ fn every_file_of_no_use_is_named_with_its_setting_and_the_reason() {
     let why = refusal(member(&ours.issue_good("half", &HOSTS, Good::ForServers), &ours.file));
     assert!(why.contains("half.crt") && why.contains("clientAuth"), "{why}");
     assert!(refusal(member(&good, &broken)).contains("broken.crt"));
+    let why = refusal(member(&ours.issue_good("itself", &HOSTS, Good::AsAuthority), &ours.file));
+    assert!(why.contains("itself.crt") && why.contains("is an authority's own"), "{why}");
     let bundle = dir.0.join("both.pem");
     let text = [fs::read(&good.key).unwrap(), fs::read(&good.certificate).unwrap()].concat();
     fs::write(&bundle, text).unwrap();
     let one_file = Identity { certificates: File::new("x.certfile", &bundle), key: None };
     assert!(ServerTls::load(&ServerFiles { identity: one_file, clients: Clients::NotAsked }).is_ok());
+}
+
+#[test]
+fn the_days_that_a_certificate_has_left_are_counted() {
+    let dir = Dir::new();
+    let ours = Authority::new(&dir.0, "ours");
+    let days = |good| days_left(&identity(&ours.issue_good("n1", &HOSTS, good)));
+    assert!(refusal(days(Good::Before)).contains("has expired"));
+    assert_eq!(days(Good::ForCenturies).unwrap(), 36_500, "more is not told apart");
+    let until = std::time::Duration::from_secs(10 * 24 * 3600 + 60);
+    assert_eq!(days_left(&identity(&ours.issue_for("n2", &HOSTS, until))).unwrap(), 10);
 }
 
 #[tokio::test]

@@ -58,6 +58,7 @@ pub struct Assembled {
 /// What cannot be had (a port, a directory, a program), and what to do about it.
 pub async fn assemble(file: &Path, config: &NodeConfig) -> anyhow::Result<Assembled> {
     let certificates = Certificates::load(config)?;
+    tokio::spawn(certificates.clone().watch_dates());
     let (peer_address, peers, inboxes, first_peers) = links(config, &certificates)?;
     let Inboxes { raft: raft_inbox, beats: beats_inbox } = inboxes;
     let beats = Beats::start(&peers, beats_inbox);

@@ -1,16 +1,23 @@
 //! The certificates in use: read at the start, and read again on request while connections live.
 //!
 //! All files are read before any of them is put to use, so that a mistake in one leaves everything as it was.
-//! Whether something speaks TLS at all changes with a restart only.
+//! Whether something speaks TLS at all changes with a restart only. One that is about to expire is told of at the
+//! start, at a reload and every day.
 
 use std::fs;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use antiphon_engine::sentence;
-use antiphon_tls::{ClientTls, MemberFiles, MemberTls, ServerTls};
+use antiphon_tls::{ClientTls, Identity, MemberFiles, MemberTls, ServerTls, days_left};
 use anyhow::{Context, bail};
 
 use crate::config::{NodeConfig, PostgresConfig, StoreConfig};
+
+/// A certificate with fewer days left is told of.
+const WARN_DAYS: u32 = 30;
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// What each part of this process speaks TLS with; none: in the clear. Clones see a replacement.
 #[derive(Clone, Debug)]
@@ -21,6 +28,8 @@ pub struct Certificates {
     pub links: Option<MemberTls>,
     /// The connections to etcd.
     pub etcd: Option<ClientTls>,
+    /// The files of all of these, whose dates are watched.
+    watched: Arc<Mutex<Vec<Identity>>>,
 }
 
 impl Certificates {
@@ -36,11 +45,15 @@ impl Certificates {
             StoreConfig::Etcd(etcd) => etcd.tls.as_ref(),
             StoreConfig::Raft(_) => None,
         };
-        Ok(Self {
+        let watched = identities(config);
+        let loaded = Self {
             api: config.restapi.tls.as_ref().map(ServerTls::load).transpose()?,
             links: link_files(config).map(MemberTls::load).transpose()?,
             etcd: etcd.map(ClientTls::load).transpose()?,
-        })
+            watched: Arc::new(Mutex::new(watched.clone())),
+        };
+        watched.iter().for_each(tell_if_it_expires);
+        Ok(loaded)
     }
 
     /// Reads the files again and uses them for connections from now on.
@@ -60,6 +73,8 @@ impl Certificates {
                 ));
             }
         }
+        let watched = std::mem::take(&mut *lock(&new.watched));
+        *lock(&self.watched) = watched;
         if let (Some(old), Some(new)) = (&self.api, &new.api) {
             old.replace(new);
         }
@@ -70,6 +85,43 @@ impl Certificates {
             old.replace(new);
         }
         Ok(())
+    }
+
+    /// Tells every day of certificates that are about to expire, for as long as it is polled.
+    pub async fn watch_dates(self) {
+        let mut days = tokio::time::interval(DAY);
+        // The first tick is now, when the files have just been read.
+        days.tick().await;
+        loop {
+            days.tick().await;
+            let watched = lock(&self.watched).clone();
+            watched.iter().for_each(tell_if_it_expires);
+        }
+    }
+}
+
+fn lock(watched: &Mutex<Vec<Identity>>) -> MutexGuard<'_, Vec<Identity>> {
+    watched.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Everything that this member proves itself with.
+fn identities(config: &NodeConfig) -> Vec<Identity> {
+    let etcd = match &config.store {
+        StoreConfig::Etcd(etcd) => etcd.tls.as_ref().and_then(|tls| tls.identity.as_ref()),
+        StoreConfig::Raft(_) => None,
+    };
+    let api = config.restapi.tls.as_ref().map(|tls| &tls.identity);
+    let links = link_files(config).map(|tls| &tls.identity);
+    [api, links, etcd].into_iter().flatten().cloned().collect()
+}
+
+fn tell_if_it_expires(identity: &Identity) {
+    match days_left(identity) {
+        Ok(days) if days < WARN_DAYS => {
+            tracing::warn!(file = %identity.certificates, days, "a certificate expires soon; put a new one there and reload");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::error!("{}", sentence(&error)),
     }
 }
 

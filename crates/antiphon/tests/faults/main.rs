@@ -95,18 +95,25 @@ struct Etcd {
 
 impl Etcd {
     fn start(dir: &Path) -> Self {
+        Self::start_with(dir, "http", &[])
+    }
+
+    /// With further arguments, for clients that use this scheme.
+    fn start_with(dir: &Path, scheme: &str, arguments: &[&std::ffi::OsStr]) -> Self {
         let listeners: Vec<_> = (0..2).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let [port, peer_port] = [0, 1].map(|i: usize| listeners[i].local_addr().unwrap().port());
         drop(listeners);
         std::fs::create_dir_all(dir).unwrap();
         let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let client = format!("{scheme}://127.0.0.1:{port}");
         let log = std::fs::File::create(dir.join("etcd.log")).unwrap();
         let process = std::process::Command::new("etcd")
             .args(["--name", "e1", "--data-dir"])
             .arg(dir.join("etcd"))
-            .args(["--listen-client-urls", &url(port), "--advertise-client-urls", &url(port)])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &url(peer_port), "--initial-advertise-peer-urls", &url(peer_port)])
             .args(["--initial-cluster", &format!("e1={}", url(peer_port))])
+            .args(arguments)
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()

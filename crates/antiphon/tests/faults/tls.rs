@@ -1,6 +1,7 @@
 //! A cluster that gets certificates while it works: switched on as docs/tls.md says, under a load that counts;
 //! then a leader is lost, and certificates are replaced.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use antiphon_tls::{ClientFiles, File, Identity, Trust};
 use serde_json::{Value, json};
 
 use super::ask::{PATIENCE, connect, set, until};
-use super::{Scratch, UP_WITHIN, plan};
+use super::{Etcd, Plan, Scratch, UP_WITHIN, plan};
 
 const EVERY_FOLLOWER_VERIFIED: &str = "SELECT count(*) = 2 FROM pg_stat_replication JOIN pg_stat_ssl USING (pid) \
                                        WHERE ssl AND state = 'streaming'";
@@ -76,6 +77,17 @@ fn give_away(folder: &Path) {
     }
 }
 
+/// A new authority in this folder, and what an operator proves himself with.
+fn authority(folder: &Path) -> (Authority, Identity) {
+    let authority = Authority::new(folder, "ca");
+    let admin = authority.issue("admin", &["admin"]);
+    let admin = Identity {
+        certificates: File::new("ctl.certfile", admin.certificate),
+        key: Some(File::new("ctl.keyfile", admin.key)),
+    };
+    (authority, admin)
+}
+
 /// Writes what docs/tls.md shows into a member's file.
 fn cover(cluster: &Cluster, index: usize, authority: &Authority) {
     let node = &cluster.nodes[index];
@@ -83,6 +95,7 @@ fn cover(cluster: &Cluster, index: usize, authority: &Authority) {
     let api = authority.issue(&format!("{}-api", node.name), &["127.0.0.1"]);
     let ca = authority.file.display();
     let (certificate, key) = (own.certificate.display(), own.key.display());
+    let links = format!("  tls: {{certfile: {certificate}, keyfile: {key}, cafile: {ca}}}\n");
     let account = format!("{{sslmode: verify-full, sslrootcert: {ca}, ");
     let text = fs::read_to_string(&node.file)
         .unwrap()
@@ -94,9 +107,11 @@ fn cover(cluster: &Cluster, index: usize, authority: &Authority) {
                 api.key.display()
             ),
         )
+        .replace("raft:\n", &format!("raft:\n{links}"))
+        .replace("heartbeat:\n", &format!("heartbeat:\n{links}"))
         .replace(
-            "raft:\n",
-            &format!("raft:\n  tls: {{certfile: {certificate}, keyfile: {key}, cafile: {ca}}}\n"),
+            "etcd3:\n",
+            &format!("etcd3:\n  protocol: https\n  cacert: {ca}\n  cert: {certificate}\n  key: {key}\n"),
         )
         .replace("superuser: {", &format!("superuser: {account}"))
         .replace("replication: {", &format!("replication: {account}"));
@@ -116,12 +131,7 @@ async fn a_cluster_gets_certificates_under_load_and_keeps_every_write_through_a_
     load.wait_for(100, UP_WITHIN).await.unwrap();
 
     let folder = scratch.path().join("certificates");
-    let authority = Authority::new(&folder, "ca");
-    let admin = authority.issue("admin", &["admin"]);
-    let admin = Identity {
-        certificates: File::new("ctl.certfile", admin.certificate),
-        key: Some(File::new("ctl.keyfile", admin.key)),
-    };
+    let (authority, admin) = authority(&folder);
     let leader = cluster.leader().await.unwrap();
     let began = Instant::now();
     set(&cluster, leader, json!({ "pause": true })).await;
@@ -160,6 +170,48 @@ async fn a_cluster_gets_certificates_under_load_and_keeps_every_write_through_a_
     until(&cluster, &[next], EVERY_FOLLOWER_VERIFIED).await;
 
     replace_certificates(&cluster, &https, &authority, next, admin).await;
+    assert_eq!(load.finish(UP_WITHIN).await.unwrap().lost, 0);
+    cluster.stop();
+}
+
+#[tokio::test]
+async fn a_cluster_on_an_etcd_that_wants_certificates_outlives_its_leader() {
+    let scratch = Scratch::new("tls-etcd");
+    let folder = scratch.path().join("certificates");
+    let (authority, admin) = authority(&folder);
+    let own = authority.issue("etcd", &["127.0.0.1"]);
+    let arguments: Vec<&OsStr> = vec![
+        "--client-cert-auth".as_ref(),
+        "--cert-file".as_ref(),
+        own.certificate.as_ref(),
+        "--key-file".as_ref(),
+        own.key.as_ref(),
+        "--trusted-ca-file".as_ref(),
+        authority.file.as_ref(),
+    ];
+    let etcd = Etcd::start_with(scratch.path(), "https", &arguments);
+    let settings = json!({ "synchronous_mode": "quorum" });
+    let plan = Plan { etcd: Some(etcd.port), ..plan(&scratch, 3, false, settings) };
+    // They come up in the clear, where nobody answers them, and get their certificates then.
+    let mut cluster = Cluster::start(&plan).unwrap();
+    for index in 0..3 {
+        cluster.kill_agent(index);
+        cover(&cluster, index, &authority);
+    }
+    give_away(&folder);
+    for index in 0..3 {
+        cluster.start_agent(index).unwrap();
+    }
+    let leader = Https::new(&cluster, &authority.file, admin.clone()).until_whole(None, 2).await;
+    let load = Load::start(cluster.servers(), 4, UP_WITHIN).await.unwrap();
+    load.wait_for(100, UP_WITHIN).await.unwrap();
+    let killed = Instant::now();
+    cluster.kill_node(leader);
+    let https = Https::new(&cluster, &authority.file, admin);
+    let next = https.until_whole(Some(leader), 1).await;
+    load.wait_for(100, UP_WITHIN).await.unwrap();
+    eprintln!("tls-etcd: a lost leader cost {:?} without writes", load.longest_gap(killed));
+    assert_ne!(next, leader);
     assert_eq!(load.finish(UP_WITHIN).await.unwrap().lost, 0);
     cluster.stop();
 }
