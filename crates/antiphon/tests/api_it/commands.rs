@@ -142,7 +142,7 @@ async fn orders_go_to_the_members_that_were_named() {
                 told.push(format!("{order:?}").chars().take(7).collect::<String>());
                 match order {
                     Order::Restart { done } | Order::Reinitialise { done, .. } => {
-                        done.send(Ok(())).expect("someone waits")
+                        done.send(Ok(())).expect("someone waits");
                     }
                     Order::Reload { done } => done.send(Ok(Vec::new())).expect("someone waits"),
                 }

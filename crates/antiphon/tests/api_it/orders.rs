@@ -142,7 +142,7 @@ async fn the_agent_is_told_and_its_answer_is_given() {
             match command {
                 Command::Restart { done } => done.send(Ok(())).expect("someone waits"),
                 Command::Reload { done } => {
-                    done.send(Ok(vec!["max_connections".to_owned()])).expect("someone waits")
+                    done.send(Ok(vec!["max_connections".to_owned()])).expect("someone waits");
                 }
                 Command::Reinitialise { how, done } => {
                     done.send(Err(format!("{how:?}"))).expect("someone waits");

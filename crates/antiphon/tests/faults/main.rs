@@ -3,6 +3,8 @@
 //! `ANTIPHON_FAULTS` says how many faults each test does (`make faults` does 200); the seed that chose them is
 //! printed and can be given back in `ANTIPHON_SEED`.
 
+#![allow(clippy::unwrap_used, reason = "a failed assumption of a test is a failed test")]
+
 mod agents;
 mod ask;
 mod members;
