@@ -365,7 +365,7 @@ impl Sim {
                     checkpoint: self.wal.position(directory.checkpoint),
                 }),
             },
-            Run::Starting { since, .. } => Server::Starting { since: local(*since) },
+            Run::Starting { since, primary } => Server::Starting { since: local(*since), primary: *primary },
             Run::Orphans { .. } => Server::Orphans { how: "killed by signal 9".to_owned() },
             Run::Standby => Server::Standby(self.observed_standby(node)),
             Run::Primary => Server::Primary(self.observed_primary(node)),

@@ -157,6 +157,10 @@ pub(super) fn as_member(
         Server::Primary(_) | Server::Stuck { primary: true, .. } => {
             Some((Why::Deposed { by: epoch }, StopMode::Fast))
         }
+        // The last leader may succeed itself.
+        Server::Starting { primary: true, .. } if last.name != *world.me.name() => {
+            Some((Why::Deposed { by: epoch }, StopMode::Fast))
+        }
         // It would end as a primary of an earlier term.
         Server::Standby(_) if matches!(db.task, Some((Task::Promote, _))) => {
             Some((Why::Deposed { by: epoch }, StopMode::Immediate))

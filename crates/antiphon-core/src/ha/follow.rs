@@ -22,7 +22,7 @@ pub(super) fn follow(world: &World, leader: &Leader, db: &Database) -> Decision 
     let epoch = leader.epoch;
     let rejoining = Role::Rejoining;
     let decision = match &db.server {
-        Server::Primary(_) | Server::Stuck { primary: true, .. } => {
+        Server::Primary(_) | Server::Starting { primary: true, .. } | Server::Stuck { primary: true, .. } => {
             return stop(world, db, Role::Demoting, Why::Deposed { by: epoch }, StopMode::Fast);
         }
         Server::Orphans { .. } => {
@@ -32,7 +32,7 @@ pub(super) fn follow(world: &World, leader: &Leader, db: &Database) -> Decision 
             return stop(world, db, rejoining, Why::CannotServe { why: why.clone() }, StopMode::Immediate);
         }
         Server::Starting { .. } if world.me.reinitialise_requested.is_some() => act(world, leader, db),
-        Server::Starting { since } => await_start(world, leader, *since),
+        Server::Starting { since, .. } => await_start(world, leader, *since),
         Server::Refused { .. } => Decision::rest(Role::Waiting, Why::WaitingForBootstrap),
         Server::Standby(_) | Server::Stopped(_) | Server::Absent => act(world, leader, db),
     };

@@ -32,7 +32,7 @@ fn act(world: &World, cluster: &Stored<Cluster>, leader: &Leader, db: &Database)
         Server::Starting { .. } if !lease::held(world) => {
             stop(world, db, Role::Demoting, Why::LeaseLost, StopMode::Kill)
         }
-        Server::Starting { since } => {
+        Server::Starting { since, .. } => {
             let limit = *since + patience(world);
             if world.now < limit {
                 return Decision::rest(promoting, Why::Starting).waking(limit);

@@ -46,18 +46,19 @@ pub(super) fn held(world: &World) -> bool {
         || (world.settings.failsafe_mode && detector::everyone_answers(world))
 }
 
-/// The stop of a server that writes, or may come to, without a lease; none if all is well.
-///
-/// What merely starts is left to the caller: it may be a standby.
+/// The stop of a server that writes, or comes to, without a lease; none if all is well.
 pub(super) fn overrun(world: &World, db: &Database) -> Option<Decision> {
     let mode = match &db.server {
         _ if held(world) => return None,
         Server::Primary(_) if world.now < end(world) => StopMode::Fast,
-        Server::Primary(_) | Server::Orphans { .. } | Server::Stuck { primary: true, .. } => StopMode::Kill,
+        Server::Primary(_)
+        | Server::Orphans { .. }
+        | Server::Starting { primary: true, .. }
+        | Server::Stuck { primary: true, .. } => StopMode::Kill,
         Server::Standby(_) if matches!(db.task, Some((Task::Promote, _))) => StopMode::Kill,
         Server::Standby(_)
         | Server::Stuck { primary: false, .. }
-        | Server::Starting { .. }
+        | Server::Starting { primary: false, .. }
         | Server::Stopped(_)
         | Server::Absent
         | Server::Refused { .. } => return None,

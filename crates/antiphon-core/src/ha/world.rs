@@ -363,6 +363,8 @@ pub enum Server {
     Starting {
         /// Since when.
         since: Instant,
+        /// It comes up as a primary.
+        primary: bool,
     },
     /// In recovery, answering.
     Standby(StandbyServer),

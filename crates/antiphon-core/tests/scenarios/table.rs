@@ -362,8 +362,9 @@ impl Table {
     }
 
     fn server(&self, node: &Node) -> Server {
-        if let Some((Task::Start, since, _)) = &node.task {
-            return Server::Starting { since: *since };
+        if let Some((Task::Start, since, step)) = &node.task {
+            let primary = matches!(step, Step::StartPrimary { .. });
+            return Server::Starting { since: *since, primary };
         }
         match node.run.clone() {
             Run::Absent => Server::Absent,

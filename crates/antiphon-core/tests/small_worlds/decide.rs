@@ -92,8 +92,9 @@ fn servers() -> Vec<Server> {
         stopped(false, true, false),
         stopped(false, false, true),
         Server::Orphans { how: "signal 9".to_owned() },
-        Server::Starting { since: NOW - Duration::from_secs(1) },
-        Server::Starting { since: NOW - Duration::from_secs(3000) },
+        Server::Starting { since: NOW - Duration::from_secs(1), primary: false },
+        Server::Starting { since: NOW - Duration::from_secs(1), primary: true },
+        Server::Starting { since: NOW - Duration::from_secs(3000), primary: true },
         standby(None, true),
         standby(None, false),
         standby(Some(("a", Epoch(2))), true),
@@ -269,7 +270,10 @@ fn no_world_lets_a_primary_go_on_without_a_lease(world: &World, decision: &Decis
         || matches!(&record(world).phase, Phase::Electing { last, .. } if last.name == *world.me.name());
     let writes = matches!(
         db.server,
-        Server::Primary(_) | Server::Orphans { .. } | Server::Stuck { primary: true, .. }
+        Server::Primary(_)
+            | Server::Orphans { .. }
+            | Server::Starting { primary: true, .. }
+            | Server::Stuck { primary: true, .. }
     );
     let promotes =
         (mine || behind) && matches!((&db.server, db.task), (Server::Standby(_), Some((Task::Promote, _))));

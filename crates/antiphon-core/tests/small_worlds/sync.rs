@@ -5,12 +5,15 @@
 //! members. An election under a promise finds `n - k + 1` of its members fenced; a commit that all of them may
 //! lack is one that the promise does not speak for.
 
-use antiphon_core::ha::cluster::{Method, Promise, SyncSet};
-use antiphon_core::ha::sync::{SyncChange, covers, next};
-use antiphon_core::ha::world::SyncNames;
+use std::collections::BTreeMap;
+
+use antiphon_core::ha::cluster::{Cluster, Method, Phase, Promise, SyncSet};
+use antiphon_core::ha::sync::{SyncChange, covers, next, target};
+use antiphon_core::ha::world::{PrimaryServer, Server, Standby, SyncNames};
+use antiphon_core::{Lsn, Timeline};
 
 use crate::exhaust::Gen;
-use crate::world::name;
+use crate::world::{TERM, cluster, leader, name, world};
 
 const MEMBERS: [&str; 4] = ["b", "c", "d", "e"];
 /// The longest change: names to the promise, wider promise, names proven, promise, names.
@@ -168,4 +171,35 @@ fn a_set_of_none_of_too_many_or_of_one_twice_is_no_sync_set() {
     for bad in [set(0, &["b"]), set(2, &["b"]), set(1, &[]), set(0, &[]), set(1, &["b", "b"])] {
         assert!(bad.check().is_err(), "{bad:?} was taken");
     }
+}
+
+#[test]
+fn who_is_far_behind_the_best_follower_acknowledges_nothing_and_the_best_one_always_may() {
+    let standby =
+        |text: &str, flushed: u64| Standby { name: name(text), streaming: true, flushed: Lsn(flushed) };
+    let acknowledge = |standbys: Vec<Standby>, most: Option<u64>| {
+        let primary = PrimaryServer {
+            timeline: Timeline(3),
+            flushed: Lsn(5000),
+            history: Vec::new(),
+            sync: SyncNames::Nobody,
+            proven: None,
+            standbys,
+            last_streaming: BTreeMap::new(),
+            waiting_since: None,
+            checkpointed: None,
+        };
+        let record = Cluster { sync: Promise::Alone, ..cluster(TERM, Phase::Led { leader: leader("b") }) };
+        let mut world = world(record.clone(), Server::Primary(primary.clone()));
+        world.settings.maximum_lag_on_syncnode = most;
+        match target(&world, &record, &primary) {
+            Promise::Quorum(set) => set.members,
+            other => panic!("{other:?}"),
+        }
+    };
+    let both = || vec![standby("c", 1000), standby("d", 500)];
+    assert_eq!(acknowledge(both(), None), [name("c"), name("d")]);
+    assert_eq!(acknowledge(both(), Some(500)), [name("c"), name("d")]);
+    assert_eq!(acknowledge(both(), Some(499)), [name("c")]);
+    assert_eq!(acknowledge(vec![standby("d", 1)], Some(10)), [name("d")], "behind the leader alone");
 }

@@ -74,6 +74,8 @@ pub(super) enum Directory {
 pub(super) struct Facts {
     pub(super) directory: Directory,
     pub(super) half_built: bool,
+    /// A server that starts here comes up as a standby.
+    pub(super) standby: bool,
     pub(super) pid_file: Option<PidFile>,
 }
 
@@ -102,7 +104,13 @@ pub(super) fn inspect(paths: &Paths) -> Facts {
     let half_built = [paths.rewind_journal(), paths.clone_journal(), paths.initialise_journal()]
         .iter()
         .any(|journal| journal.exists());
-    Facts { directory: directory(&paths.data, half_built), half_built, pid_file: pid_file(&paths.data) }
+    let standby = paths.standby_signal().exists();
+    Facts {
+        directory: directory(&paths.data, half_built),
+        half_built,
+        standby,
+        pid_file: pid_file(&paths.data),
+    }
 }
 
 fn directory(data: &Path, half_built: bool) -> Directory {

@@ -90,6 +90,8 @@ struct Inner {
     making_slots: Arc<tokio::sync::Mutex<Option<logical_slots::Failed>>>,
     progress: Mutex<Option<String>>,
     about: Mutex<About>,
+    /// Whether the server that was started here comes up as a primary; none if it was found running.
+    comes_up_primary: Mutex<Option<bool>>,
     /// What the server was when it was last stopped here, for the callbacks.
     stopped_as: Mutex<Option<&'static str>>,
 }
@@ -146,6 +148,7 @@ impl Postgres {
             making_slots: Arc::default(),
             progress: Mutex::default(),
             about: Mutex::default(),
+            comes_up_primary: Mutex::default(),
             stopped_as: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })

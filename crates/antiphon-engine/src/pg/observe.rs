@@ -108,7 +108,9 @@ impl Inner {
         let server = match self.process.processes() {
             Processes::Running { pid, since } => {
                 let left = LOOK.saturating_sub(started.elapsed());
-                self.running(pid, since, task.map(|(task, _)| task), left).await
+                let found = facts.as_ref().is_some_and(|facts| !facts.standby);
+                let primary = lock(&self.comes_up_primary).unwrap_or(found);
+                self.running(pid, Server::Starting { since, primary }, task.map(|(task, _)| task), left).await
             }
             Processes::Orphans { how } => Server::Orphans { how },
             Processes::None => self.at_rest(facts.as_ref(), binaries, task.map(|(task, _)| task)),
@@ -206,14 +208,14 @@ impl Inner {
     async fn running(
         self: &Arc<Self>,
         pid: i32,
-        since: Instant,
+        starting: Server,
         task: Option<Task>,
         limit: Duration,
     ) -> Server {
         lock(&self.memory).begin(pid);
         if matches!(task, Some(Task::Stop(_))) {
             // It takes no connections any more; what it was last is what it is until it is gone.
-            return lock(&self.memory).last.clone().unwrap_or(Server::Starting { since });
+            return lock(&self.memory).last.clone().unwrap_or(starting);
         }
         let asked = tokio::time::timeout(limit, self.ask()).await;
         let timeout = self.settings().failure_timeout;
@@ -233,7 +235,7 @@ impl Inner {
             Err(_) => format!("it has not answered a query within {limit:?}"),
         };
         let mut memory = lock(&self.memory);
-        let Some(last) = memory.last.clone() else { return Server::Starting { since } };
+        let Some(last) = memory.last.clone() else { return starting };
         let (since, why) = memory.unanswered.get_or_insert_with(|| (now(), why)).clone();
         let primary = matches!(last, Server::Primary(_));
         if now().since(since) < timeout { last } else { Server::Stuck { since, why, primary } }

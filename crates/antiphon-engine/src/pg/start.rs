@@ -85,6 +85,7 @@ impl Inner {
         .await?;
         self.write_role(&mut role, next).await?;
         let least = self.least(&binaries).await;
+        *lock(&self.comes_up_primary) = Some(false);
         self.spawn(&binaries, &least).await?;
         // The server reads what was written before it started: there is nothing to prove.
         self.receiver_off.store(receiver_off, Ordering::SeqCst);
@@ -112,6 +113,7 @@ impl Inner {
         })
         .await?;
         self.write_role(&mut role, next).await?;
+        *lock(&self.comes_up_primary) = Some(true);
         self.spawn(&binaries, &[]).await?;
         drop(role);
         self.wait_until_it_answers().await?;

@@ -83,8 +83,8 @@ fn deadline(world: &World, lease_until: Option<Instant>) -> Option<u64> {
     // Not by the role: one that is being demoted, or stuck, or starts, writes until it is gone.
     let may_write = match &db.server {
         Server::Primary(_) => true,
-        Server::Stuck { primary, .. } => *primary,
-        Server::Starting { .. } | Server::Orphans { .. } => leads,
+        Server::Starting { primary, .. } | Server::Stuck { primary, .. } => *primary,
+        Server::Orphans { .. } => leads,
         Server::Standby(_) => matches!(db.task, Some((Task::Promote, _))),
         Server::Stopped(_) => leads && matches!(db.task, Some((Task::Start, _))),
         Server::Absent | Server::Refused { .. } => false,

@@ -146,8 +146,8 @@ impl Agent {
         view.as_ref().is_some_and(|view| match &view.world.local {
             Local::Witness => false,
             Local::Database(db) => match &db.server {
-                Server::Primary(_) | Server::Orphans { .. } | Server::Starting { .. } => true,
-                Server::Stuck { primary, .. } => *primary,
+                Server::Primary(_) | Server::Orphans { .. } => true,
+                Server::Starting { primary, .. } | Server::Stuck { primary, .. } => *primary,
                 Server::Standby(_) | Server::Stopped(_) => db.task.is_some(),
                 Server::Absent | Server::Refused { .. } => false,
             },

@@ -169,6 +169,17 @@ impl Cluster {
         }
     }
 
+    /// Tells the agent to end (SIGTERM), which hands leadership over and stops its server, and waits for that.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub async fn end_agent(&mut self, index: usize) -> anyhow::Result<()> {
+        let mut agent = self.nodes[index].agent.take().context("the agent does not run")?;
+        kill(pid_of(&agent), Signal::SIGTERM).context("could not tell the agent to end")?;
+        let ended = tokio::task::spawn_blocking(move || agent.wait()).await;
+        ended.context("the wait was broken off")?.map(drop).context("could not wait for the agent")
+    }
+
     /// Kills every process of a member at once, as the loss of its host would.
     pub fn kill_node(&mut self, index: usize) {
         let server = self.server_processes(index);

@@ -150,7 +150,7 @@ async fn a_server_that_does_not_answer_is_sent_nothing() {
     let dead = with_server(view("n1"), Server::Stopped(stopped));
     check("dead primary", dead, &[], &LEADER).await;
     let since = now();
-    check("starting", with_server(view("n1"), Server::Starting { since }), &[], &LEADER).await;
+    check("starting", with_server(view("n1"), Server::Starting { since, primary: true }), &[], &LEADER).await;
     let stuck = Server::Stuck { since, why: "disk".to_owned(), primary: true };
     check("stuck", with_server(view("n1"), stuck), &[], &LEADER).await;
     let restarting = changed(view("n1"), |world| {

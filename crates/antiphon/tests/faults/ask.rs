@@ -23,7 +23,7 @@ pub(super) async fn connect(cluster: &Cluster, index: usize) -> Option<Client> {
 /// Whether a query says true on this member; no answer is no.
 pub(super) async fn says(cluster: &Cluster, index: usize, query: &str) -> bool {
     let Some(client) = connect(cluster, index).await else { return false };
-    client.query_one(query, &[]).await.is_ok_and(|row| row.get(0))
+    client.query_one(query, &[]).await.is_ok_and(|row| row.try_get(0).unwrap_or(false))
 }
 
 /// Waits until a query says true on each of these members.

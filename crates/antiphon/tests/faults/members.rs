@@ -73,19 +73,13 @@ async fn a_follower_that_replays_late_neither_acknowledges_nor_leads_while_other
     let load = Load::start(cluster.servers(), 2, UP_WITHIN).await.unwrap();
     until(&cluster, &[late], DELAYED).await;
 
-    let mut before = leader;
-    for expected in [prompt, leader] {
-        cluster.wait_whole(UP_WITHIN).await.unwrap();
-        load.wait_for(50, UP_WITHIN).await.unwrap();
-        cluster.kill_node(before);
-        let next = until_led_by_another(&cluster, before).await;
-        assert_eq!(next, expected, "another could lead");
-        cluster.start_agent(before).unwrap();
-        // PostgreSQL asks for more WAL when it has replayed what it has, so within the delay.
-        until_streams(&cluster, late, next).await;
-        until(&cluster, &[late], DELAYED).await;
-        before = next;
-    }
+    load.wait_for(50, UP_WITHIN).await.unwrap();
+    cluster.kill_node(leader);
+    assert_eq!(until_led_by_another(&cluster, leader).await, prompt, "another could lead");
+    cluster.start_agent(leader).unwrap();
+    // PostgreSQL asks for more WAL when it has replayed what it has, so within the delay.
+    until_streams(&cluster, late, prompt).await;
+    until(&cluster, &[late], DELAYED).await;
     cluster.wait_whole(UP_WITHIN).await.unwrap();
     assert_eq!(load.finish(UP_WITHIN).await.unwrap().lost, 0);
     cluster.stop();
@@ -181,7 +175,32 @@ async fn a_follower_whose_wal_is_gone_says_so_and_is_built_anew_where_that_is_al
     append(&cluster, follower, "  remove_data_directory_on_diverged_timelines: true\n");
     drop_wal(&cluster, leader, follower).await;
     cluster.start_agent(follower).unwrap();
+    until(&cluster, &[leader], "SELECT bool_and(active AND wal_status <> 'lost') FROM pg_replication_slots")
+        .await;
     cluster.wait_whole(UP_WITHIN).await.unwrap();
-    assert!(says(&cluster, leader, "SELECT bool_and(wal_status <> 'lost') FROM pg_replication_slots").await);
+    cluster.stop();
+}
+
+#[tokio::test]
+async fn an_agent_that_is_told_to_end_hands_over_although_a_switchover_waits_for_its_time() {
+    let scratch = Scratch::new("scheduled");
+    let mut cluster = Cluster::start(&plan(&scratch, 2, true, json!({ "synchronous_mode": true }))).unwrap();
+    cluster.wait_whole(UP_WITHIN).await.unwrap();
+    let leader = cluster.leader().await.unwrap();
+    let load = Load::start(cluster.servers(), 2, UP_WITHIN).await.unwrap();
+    load.wait_for(50, UP_WITHIN).await.unwrap();
+    let wish = json!({ "leader": cluster.nodes[leader].name, "scheduled_at": "2036-01-01T00:00:00Z" });
+    let port = cluster.nodes[leader].api_port;
+    let answer = http::post(port, "/switchover", &wish.to_string(), PATIENCE).await.unwrap();
+    assert_eq!(answer.status, 202, "{}", answer.body);
+
+    let begun = std::time::Instant::now();
+    cluster.end_agent(leader).await.unwrap();
+    assert_eq!(until_led_by_another(&cluster, leader).await, 1 - leader);
+    // A server that is stopped before anybody takes over costs the time until it is missed.
+    assert!(load.longest_gap(begun) < Duration::from_secs(10), "{:?}", load.longest_gap(begun));
+    let history = cluster.get(1 - leader, "/history").await.unwrap().to_string();
+    assert!(history.contains("switchover"), "{history}");
+    assert_eq!(load.finish(UP_WITHIN).await.unwrap().lost, 0);
     cluster.stop();
 }
