@@ -20,8 +20,10 @@ pub enum Expected {
     Close,
     /// CloseComplete, to a Close of the router's own.
     CloseOfOurs,
-    /// ReadyForQuery, for the client.
+    /// ReadyForQuery, for the client, to a query of one message.
     Ready,
+    /// ReadyForQuery, for the client, to a Sync.
+    Sync,
     /// All up to a ReadyForQuery, to a query of the router's own.
     Round(Purpose),
 }
@@ -80,6 +82,7 @@ impl Answers {
             | Expected::Close
             | Expected::CloseOfOurs
             | Expected::Ready
+            | Expected::Sync
             | Expected::Round(_) => None,
         }
     }
@@ -90,8 +93,24 @@ impl Answers {
             Expected::CloseAsParse => self.taken(Deal::AsParse),
             Expected::Close => self.taken(Deal::Pass),
             Expected::CloseOfOurs => self.taken(Deal::Drop),
-            Expected::Parse(_) | Expected::ParseOfOurs(_) | Expected::Ready | Expected::Round(_) => None,
+            Expected::Parse(_)
+            | Expected::ParseOfOurs(_)
+            | Expected::Ready
+            | Expected::Sync
+            | Expected::Round(_) => None,
         }
+    }
+
+    /// The server begins to take rows: every Sync that it was sent in this round is read as part of them and
+    /// never answered. Gives how many.
+    pub fn copy_in(&mut self) -> u32 {
+        let query = usize::from(self.0.front() == Some(&Expected::Ready));
+        let mut ignored = 0;
+        while self.0.get(query) == Some(&Expected::Sync) {
+            self.0.remove(query);
+            ignored += 1;
+        }
+        ignored
     }
 
     fn taken(&mut self, deal: Deal) -> Option<Deal> {
@@ -104,7 +123,7 @@ impl Answers {
     pub fn ready(&mut self, mut lost: impl FnMut(u64)) -> Option<Expected> {
         while let Some(answer) = self.0.pop_front() {
             match answer {
-                Expected::Ready | Expected::Round(_) => return Some(answer),
+                Expected::Ready | Expected::Sync | Expected::Round(_) => return Some(answer),
                 Expected::Parse(Some(id)) | Expected::ParseOfOurs(Some(id)) => lost(id),
                 Expected::Parse(None)
                 | Expected::ParseOfOurs(None)
@@ -136,6 +155,21 @@ mod tests {
         assert_eq!(due.ready(|_| unreachable!("all were prepared")), Some(Expected::Ready));
         assert!(due.is_empty());
         assert_eq!((due.parsed(), due.closed(), due.ready(|_| ())), (None, None, None));
+    }
+
+    #[test]
+    fn a_sync_before_rows_is_not_answered() {
+        let mut due = Answers::default();
+        due.expect(Expected::Sync);
+        assert_eq!(due.copy_in(), 1);
+        for answer in [Expected::Ready, Expected::Sync, Expected::Parse(None), Expected::Sync] {
+            due.expect(answer);
+        }
+        assert_eq!(due.copy_in(), 1);
+        assert_eq!(due.ready(|_| ()), Some(Expected::Ready));
+        assert_eq!(due.parsed(), Some(Deal::Pass));
+        assert_eq!(due.copy_in(), 1);
+        assert!(due.is_empty());
     }
 
     #[test]

@@ -66,8 +66,8 @@ impl Downstream<'_> {
                 Frame::Partial => return (at, flow),
                 Frame::Malformed => return (at, Flow::Broken("no message begins like this")),
             };
-            let looked_at =
-                matches!(kind, b'Z' | b'S' | b'E' | b'N' | b'1' | b'3') || kind == b'C' && self.link.doubtful;
+            let looked_at = matches!(kind, b'Z' | b'S' | b'E' | b'N' | b'1' | b'3' | b'G')
+                || kind == b'C' && self.link.doubtful;
             if !looked_at || bytes > LOOKED_AT_BYTES_MAX {
                 // Streamed: the loop above passes what is there.
                 let dropped = self.session.is_none() || self.link.answers.own_round().is_some();
@@ -96,8 +96,20 @@ impl Downstream<'_> {
                     self.out.pass(self.input, range);
                 }
             }
-            b'E' => self.error(body, ours, range),
-            b'N' if ours => {}
+            b'E' => {
+                self.link.copies_in = false;
+                self.error(body, ours, range);
+            }
+            b'G' | b'N' if ours => {}
+            b'G' => {
+                self.link.copies_in = true;
+                let ignored = self.link.answers.copy_in();
+                if let Some(session) = self.session.as_deref_mut().filter(|_| ignored > 0) {
+                    session.due = session.due.saturating_sub(ignored);
+                    session.open_round = true;
+                }
+                self.out.pass(self.input, range);
+            }
             b'N' => {
                 let notice = fields::report(body).unwrap_or_default();
                 self.link.doubtful |= notice.routine == b"SyncRepWaitForLSN";
@@ -127,6 +139,7 @@ impl Downstream<'_> {
         let prepared = &mut self.link.prepared;
         let round = self.link.answers.ready(|id| prepared.remove(id));
         let error = self.link.own_error.take();
+        self.link.copies_in = false;
         match round {
             None => Flow::Broken("a ReadyForQuery came to no question"),
             Some(Expected::Round(Purpose::FailedTransaction)) if status == Status::Failed => Flow::On,

@@ -230,6 +230,8 @@ pub struct Link {
     pub farewell: Option<Farewell>,
     /// A commit on the way was not acknowledged as the cluster promises.
     pub doubtful: bool,
+    /// The server takes rows, and ignores every Sync until they end.
+    pub copies_in: bool,
     /// An error in a round of the router's own.
     pub own_error: Option<Farewell>,
 }
@@ -244,6 +246,7 @@ impl Link {
             rest: Rest::default(),
             farewell: None,
             doubtful: false,
+            copies_in: false,
             own_error: None,
         }
     }
@@ -275,3 +278,6 @@ impl Link {
         messages::query("DISCARD ALL")
     }
 }
+
+#[cfg(test)]
+mod tests;

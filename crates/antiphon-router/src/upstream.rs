@@ -163,12 +163,14 @@ impl Upstream<'_> {
             b'D' | b'C' => self.describe_or_close(kind, bytes, at, whole.ok_or(Stop::More)?),
             b'S' => {
                 whole.ok_or(Stop::More)?;
-                self.ends_round();
+                if !self.link.as_ref().is_some_and(|link| link.copies_in) {
+                    self.ends_round(Expected::Sync);
+                }
                 Ok(self.pass(at, bytes))
             }
             b'F' => {
                 self.session.again.never();
-                self.ends_round();
+                self.ends_round(Expected::Ready);
                 Ok(self.pass(at, bytes))
             }
             b'E' | b'H' => {
@@ -177,6 +179,9 @@ impl Upstream<'_> {
             }
             b'd' | b'c' | b'f' => {
                 self.session.again.never();
+                if let Some(link) = self.link.as_deref_mut().filter(|_| kind != b'd') {
+                    link.copies_in = false;
+                }
                 Ok(self.pass(at, bytes))
             }
             _ => Err(refuse(format!("unexpected frontend message of type {kind}"))),
@@ -189,8 +194,8 @@ impl Upstream<'_> {
         }
     }
 
-    fn ends_round(&mut self) {
-        self.expect(Expected::Ready);
+    fn ends_round(&mut self, answer: Expected) {
+        self.expect(answer);
         self.session.due += 1;
         self.session.open_round = false;
     }
@@ -210,7 +215,7 @@ impl Upstream<'_> {
         self.sends(effects);
         self.session.unnamed.clear();
         self.session.unnamed_here = false;
-        self.ends_round();
+        self.ends_round(Expected::Ready);
         Ok(self.pass(at, bytes))
     }
 

@@ -7,3 +7,4 @@ pub mod config;
 pub mod demo;
 pub mod node;
 mod resources;
+pub mod router;

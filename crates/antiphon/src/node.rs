@@ -29,8 +29,9 @@ use crate::agent::command::Command;
 use crate::agent::records::REQUEST;
 use crate::agent::view::View;
 use crate::api;
-use crate::config::{self, LogConfig, LogFormat, LogLevel, NodeConfig, StoreConfig};
+use crate::config::{self, LogConfig, LogFormat, LogLevel, NodeConfig, RouterFile, StoreConfig};
 use crate::resources;
+use crate::router;
 
 /// How long a leader that ends waits for a successor.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(15);
@@ -46,6 +47,14 @@ const EXIT_CONFIG: u8 = 78;
 /// Runs the node that this file describes until it is told to end.
 pub fn run(file: &Path) -> ExitCode {
     let env: BTreeMap<String, String> = std::env::vars().collect();
+    let router = match config::load_router(file, &env) {
+        Ok(Some((router, warnings))) if router.alone => return run_router(&router, &warnings),
+        Ok(router) => router,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
     let config = match config::load(file, &env) {
         Ok(config) => config,
         Err(errors) => {
@@ -54,12 +63,30 @@ pub fn run(file: &Path) -> ExitCode {
         }
     };
     start_log(&config.log);
-    for warning in &config.warnings {
+    let of_router = router.iter().flat_map(|(_, warnings)| warnings);
+    for warning in config.warnings.iter().chain(of_router) {
         tracing::warn!("{warning}");
     }
+    let router = router.map(|(router, _)| router);
     let prepared = prepare(&config);
     resources::claim();
-    match prepared.and_then(|()| serve(file, &config)) {
+    match prepared.and_then(|()| serve(file, &config, router.as_ref())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a file that describes a router and nothing else.
+fn run_router(file: &RouterFile, warnings: &[config::Problem]) -> ExitCode {
+    start_log(&file.log);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    resources::raise_limits();
+    match router::alone(file) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -146,7 +173,7 @@ fn create(directory: &Path, owner: Option<&User>) -> anyhow::Result<()> {
     }
 }
 
-fn serve(file: &Path, config: &NodeConfig) -> anyhow::Result<()> {
+fn serve(file: &Path, config: &NodeConfig, router: Option<&RouterFile>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -157,6 +184,7 @@ fn serve(file: &Path, config: &NodeConfig) -> anyhow::Result<()> {
         let listener = tokio::net::TcpListener::bind(&listen)
             .await
             .with_context(|| format!("could not listen at {listen} (restapi.listen)"))?;
+        let router = router.map(router::start).transpose()?;
         let Assembled { agent, mut view, commands, store, engine, certificates } =
             assemble::assemble(file, config).await?;
         let (stop, stopped) = watch::channel(false);
@@ -194,6 +222,7 @@ fn serve(file: &Path, config: &NodeConfig) -> anyhow::Result<()> {
                 }
             }
         };
+        drop(router);
         drop(api_stop);
         // Answers that are being written get a moment to be read.
         let _ = tokio::time::timeout(Duration::from_secs(1), serving).await;

@@ -29,6 +29,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "antiphon-peer",
             "antiphon-store",
             "antiphon-engine",
+            "antiphon-router",
             "antiphon-testcerts",
             "antiphon-tls",
         ],

@@ -15,6 +15,7 @@ mod model;
 mod postgres;
 mod problem;
 mod resolve;
+mod router;
 mod sample;
 mod secret;
 mod section;
@@ -33,6 +34,7 @@ pub use model::{
     WatchdogConfig, WatchdogMode,
 };
 pub use problem::{ConfigErrors, Place, Problem};
+pub use router::{RouterAuthentication, RouterConfig, RouterFile};
 pub use sample::{Sample, SampleServer, sample};
 pub use secret::Secret;
 
@@ -44,6 +46,23 @@ pub fn load(path: &Path, env: &BTreeMap<String, String>) -> Result<NodeConfig, C
     let findings = problem::Findings::default();
     let root = source::read(path, env, &findings);
     finish(root, env, findings)
+}
+
+/// Reads the `router` section of a file; none if it has none.
+///
+/// # Errors
+/// As [`load`], of that section alone.
+pub fn load_router(
+    path: &Path,
+    env: &BTreeMap<String, String>,
+) -> Result<Option<(RouterFile, Vec<Problem>)>, ConfigErrors> {
+    let findings = problem::Findings::default();
+    let file = source::read(path, env, &findings).and_then(|mut root| {
+        environment::overlay(&mut root, env, &findings);
+        router::resolve(&root, &findings)
+    });
+    let warnings = findings.finish()?;
+    Ok(file.map(|file| (file, warnings)))
 }
 
 /// Reads a node file that is already in memory; `name` is what its errors call it.

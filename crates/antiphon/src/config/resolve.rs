@@ -65,6 +65,8 @@ pub(super) fn resolve(root: &Node, findings: &Findings) -> Option<NodeConfig> {
         "is not supported: workers of a sharded database need Patroni's Citus support; keep Patroni for them",
     );
     top.refused(&["standby_cluster"], "is not supported yet, and belongs under bootstrap.dcs; remove it");
+    // Read by itself.
+    top.has("router");
     top.finish();
     let config = NodeConfig {
         scope: scope?,
@@ -126,7 +128,7 @@ fn name(top: &Section<'_>) -> Option<NodeName> {
     }
 }
 
-fn log(top: &Section<'_>) -> LogConfig {
+pub(super) fn log(top: &Section<'_>) -> LogConfig {
     let mut config = LogConfig { level: LogLevel::Info, format: LogFormat::Plain };
     let Some(section) = top.section("log") else { return config };
     let levels = [

@@ -1,0 +1,304 @@
+//! The `router` section: a proxy in front of the cluster, beside a member or in a file of its own.
+//!
+//! Read by itself, not with the rest of a node file: a file that has nothing but it (and `scope` and `log`) makes
+//! no member. The userlist is read here, too, so that a mistake in it is told with its line like any other.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use antiphon_router::scram::Verifier;
+
+use super::address::{Address, Listen};
+use super::model::LogConfig;
+use super::problem::Findings;
+use super::resolve;
+use super::secret::Secret;
+use super::section::Section;
+use super::yaml::Node;
+
+const ROUTER_PORT: u16 = 6432;
+const API_PORT: u16 = 8008;
+/// Most agents that are followed.
+const AGENTS_MAX: usize = 32;
+/// Sections of a member: with any of them, the file is a node file.
+const OF_A_MEMBER: [&str; 8] =
+    ["name", "restapi", "raft", "etcd", "etcd3", "postgresql", "bootstrap", "heartbeat"];
+/// Asks for the verifier of a user who may log in now.
+const AUTH_QUERY: &str = "SELECT rolname, rolpassword FROM pg_catalog.pg_authid \
+                          WHERE rolname = $1 AND rolcanlogin AND (rolvaliduntil IS NULL OR rolvaliduntil > now())";
+
+/// A router and the file that it stands in.
+#[derive(Clone, Debug)]
+pub struct RouterFile {
+    /// The router.
+    pub router: RouterConfig,
+    /// Nothing else is run by this file.
+    pub alone: bool,
+    /// The cluster whose leader it follows, if the file names it.
+    pub scope: Option<String>,
+    /// What is logged and how.
+    pub log: LogConfig,
+}
+
+/// A router.
+#[derive(Clone, Debug)]
+pub struct RouterConfig {
+    /// Where clients connect to.
+    pub listen: Listen,
+    /// The members' APIs, whose events say who leads.
+    pub agents: Vec<Address>,
+    /// Threads that carry traffic; none: one for each processor.
+    pub threads: Option<u16>,
+    /// Links to the leader for each user and database.
+    pub pool_size: u32,
+    /// Clients at a time.
+    pub clients_max: usize,
+    /// How long a client waits for a leader or a free link.
+    pub failover_hold: Duration,
+    /// How long a login may take.
+    pub login_timeout: Duration,
+    /// How clients prove who they are.
+    pub authentication: RouterAuthentication,
+}
+
+/// How clients prove who they are.
+#[derive(Clone, Debug)]
+pub enum RouterAuthentication {
+    /// They do not (`auth_type: trust`).
+    Trust,
+    /// By SCRAM-SHA-256; the leader is asked for their verifiers with the router's own account.
+    Query {
+        /// The account.
+        user: String,
+        /// Its password.
+        password: Option<Secret>,
+        /// Where it asks.
+        database: String,
+        /// What it asks.
+        query: String,
+    },
+    /// By SCRAM-SHA-256, against the verifiers of a file.
+    Users(HashMap<String, Verifier>),
+}
+
+/// Reads the section; none if there is none, or a problem has been noted.
+pub(super) fn resolve(root: &Node, findings: &Findings) -> Option<RouterFile> {
+    let top = Section::of(root, String::new(), findings);
+    if !top.has("router") {
+        return None;
+    }
+    let Some(section) = top.section("router") else {
+        top.problem("router", "is empty; give it listen, agents and an account, or remove it");
+        return None;
+    };
+    let alone = !OF_A_MEMBER.iter().any(|name| top.has(name));
+    let log = resolve::log(&top);
+    let scope = top.text("scope");
+    let router = router(&section, &top);
+    if alone {
+        top.without_effect(&["namespace"], "the router asks the members");
+        top.finish();
+    }
+    Some(RouterFile { router: router?, alone, scope, log })
+}
+
+fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
+    let listen = match section.get("listen") {
+        Some(_) => section.listen("listen", Some(ROUTER_PORT)),
+        None => {
+            section
+                .problem("listen", format!("is missing: where clients connect to, as 0.0.0.0:{ROUTER_PORT}"));
+            None
+        }
+    };
+    let agents = agents(section, top);
+    let threads = section.count("threads", 1, 64).and_then(|count| u16::try_from(count).ok());
+    let pool_size = section.count("pool_size", 1, 100_000).unwrap_or(20);
+    let clients_max = section.count("max_client_conn", 1, 1_000_000).unwrap_or(10_000);
+    let failover_hold = section.span("failover_hold").unwrap_or(Duration::from_secs(30));
+    let login_timeout = section.span("client_login_timeout").unwrap_or(Duration::from_secs(60));
+    if login_timeout.is_zero() {
+        section.problem("client_login_timeout", "must be more than nothing");
+    }
+    let authentication = authentication(section);
+    section.refused(
+        &["tls_certfile", "tls_keyfile", "client_tls_sslmode", "server_tls_sslmode"],
+        "is not supported yet: the router speaks no TLS; remove it, or put a proxy that does on this host",
+    );
+    section.finish();
+    Some(RouterConfig {
+        listen: listen?,
+        agents,
+        threads,
+        pool_size,
+        clients_max: usize::try_from(clients_max).unwrap_or(usize::MAX),
+        failover_hold,
+        login_timeout,
+        authentication: authentication?,
+    })
+}
+
+/// The agents that are named, or else the one beside which the router runs.
+fn agents(section: &Section<'_>, top: &Section<'_>) -> Vec<Address> {
+    let mut agents = Vec::new();
+    for text in section.texts("agents", true) {
+        match Address::parse(&text, Some(API_PORT)) {
+            Ok(agent) => agents.push(agent),
+            Err(wrong) => section.problem("agents", format!("{text:?} {wrong}")),
+        }
+    }
+    if agents.len() > AGENTS_MAX {
+        section.problem("agents", format!("has {} members, at most {AGENTS_MAX}", agents.len()));
+    }
+    if !section.has("agents") {
+        let api = top.section("restapi");
+        let own = api.and_then(|api| {
+            resolve::reached_at(&api, api.listen("listen", Some(API_PORT)).as_ref(), API_PORT)
+        });
+        agents.extend(own);
+    }
+    if agents.is_empty() {
+        section.problem("agents", "is missing: the members' APIs, as [10.0.0.1:8008, 10.0.0.2:8008]");
+    }
+    agents
+}
+
+fn authentication(section: &Section<'_>) -> Option<RouterAuthentication> {
+    let trust = section.choice("auth_type", &[("scram-sha-256", false), ("trust", true)]).unwrap_or(false);
+    let file = section.path("auth_file");
+    let user = section.text("auth_user");
+    let password = section.secret("auth_password");
+    let database = section.text("auth_dbname").unwrap_or_else(|| "postgres".to_owned());
+    let query = section.text("auth_query").unwrap_or_else(|| AUTH_QUERY.to_owned());
+    match (trust, file, user) {
+        (true, _, _) => {
+            section.warning("auth_type", "is trust: whoever reaches the router is let in as any user that the server does not ask for a password");
+            Some(RouterAuthentication::Trust)
+        }
+        (false, Some(file), None) => users(section, &file).map(RouterAuthentication::Users),
+        (false, None, Some(user)) => Some(RouterAuthentication::Query { user, password, database, query }),
+        (false, Some(_), Some(_)) => {
+            section.problem("auth_file", "is given beside auth_user; keep one of them");
+            None
+        }
+        (false, None, None) => {
+            section.problem(
+                "auth_user",
+                "is missing: the account with which the router asks for its users' verifiers; or give auth_file",
+            );
+            None
+        }
+    }
+}
+
+/// Reads a userlist as PgBouncer has it: a line a user, `"name" "SCRAM-SHA-256$…"`.
+fn users(section: &Section<'_>, file: &Path) -> Option<HashMap<String, Verifier>> {
+    let text = match std::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) => {
+            section.problem("auth_file", format!("{} could not be read: {error}", file.display()));
+            return None;
+        }
+    };
+    let mut users = HashMap::new();
+    let mut sound = true;
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with(';') {
+            continue;
+        }
+        let pair = quoted(line).and_then(|(name, rest)| Some((name, quoted(rest.trim_start())?.0)));
+        match pair.map(|(name, secret)| (name, Verifier::parse(&secret))) {
+            Some((name, Ok(verifier))) => drop(users.insert(name, verifier)),
+            // The line is not repeated: it may hold a password.
+            Some((_, Err(error))) => {
+                sound = false;
+                section.problem("auth_file", format!("line {number} of {}: {error}", file.display()));
+            }
+            None => {
+                sound = false;
+                let form = "is not of the form \"user\" \"SCRAM-SHA-256$...\"";
+                section.problem("auth_file", format!("line {number} of {} {form}", file.display()));
+            }
+        }
+    }
+    sound.then_some(users)
+}
+
+/// A text in double quotes, in which a doubled quote is one, and what follows.
+fn quoted(line: &str) -> Option<(String, &str)> {
+    let mut rest = line.strip_prefix('"')?;
+    let mut text = String::new();
+    loop {
+        let (part, after) = rest.split_once('"')?;
+        text.push_str(part);
+        match after.strip_prefix('"') {
+            Some(more) => {
+                text.push('"');
+                rest = more;
+            }
+            None => return Some((text, after)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::yaml;
+
+    fn read(text: &str) -> Result<Option<RouterFile>, String> {
+        let findings = Findings::default();
+        let root = yaml::read(&"r.yml".into(), text.as_bytes(), &findings).expect("sound YAML");
+        let file = resolve(&root, &findings);
+        findings.finish().map(|_| file).map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn a_router_stands_alone_or_beside_a_member() {
+        let section = "router:\n  listen: 127.0.0.1\n  auth_user: router\n  auth_password: p\n";
+        let alone = read(&format!("scope: main\n{section}  agents: [a, 'b:9']\n")).unwrap().unwrap();
+        assert!(alone.alone);
+        assert_eq!(alone.router.listen.port, ROUTER_PORT);
+        let agents: Vec<_> = alone.router.agents.iter().map(ToString::to_string).collect();
+        assert_eq!(agents, ["a:8008", "b:9"]);
+        let beside = format!("name: n1\nrestapi: {{listen: '10.0.0.1:8008'}}\n{section}");
+        let beside = read(&beside).unwrap().unwrap();
+        assert!(!beside.alone);
+        assert_eq!(beside.router.agents[0].to_string(), "10.0.0.1:8008", "its own agent");
+        assert!(read("scope: main\n").unwrap().is_none());
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_remedy() {
+        let told = read("router:\n  pool_sise: 3\n  tls_certfile: /x\nraftt: 1\n").unwrap_err();
+        let wanted = [
+            "router.listen: is missing",
+            "router.agents: is missing",
+            "router.auth_user: is missing",
+            "router.pool_sise: unknown key; did you mean pool_size?",
+            "router.tls_certfile: is not supported yet",
+            "raftt: unknown key",
+        ];
+        for text in wanted {
+            assert!(told.contains(text), "{text}:\n{told}");
+        }
+    }
+
+    #[test]
+    fn a_userlist_holds_verifiers_and_no_other_secret_is_repeated() {
+        let verifier = "SCRAM-SHA-256$4096:c2FsdA==$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+        let file = std::env::temp_dir().join(format!("antiphon-userlist-{}", std::process::id()));
+        let section =
+            format!("router: {{listen: '127.0.0.1:1', agents: [a], auth_file: '{}'}}\n", file.display());
+        std::fs::write(&file, format!("; users\n\n\"an\"\"na\" \"{verifier}\"\n")).unwrap();
+        let sound = read(&section).unwrap().unwrap();
+        std::fs::write(&file, "\"anna\" \"secret\"\nanna secret\n").unwrap();
+        let told = read(&section).unwrap_err();
+        std::fs::remove_file(&file).unwrap();
+        let RouterAuthentication::Users(users) = sound.router.authentication else { panic!("a userlist") };
+        assert!(users.contains_key("an\"na"));
+        assert!(told.contains("line 1") && told.contains("line 2") && !told.contains("secret"), "{told}");
+    }
+}

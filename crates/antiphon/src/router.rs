@@ -1,0 +1,79 @@
+//! Running the router: beside a member, or alone when its file has nothing else.
+//!
+//! Alone it is a plain process: it keeps nothing on disk, needs no user of its own and ends at SIGTERM or SIGINT,
+//! which closes its clients. It is told what its file says and reads no file itself.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use antiphon_router::{AuthQuery, Authentication, Router, Settings};
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Listen, RouterAuthentication, RouterFile};
+
+/// Starts the router on the runtime at hand.
+///
+/// # Errors
+/// If it cannot listen where it shall.
+pub fn start(file: &RouterFile) -> anyhow::Result<Router> {
+    let config = &file.router;
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let authentication = match &config.authentication {
+        RouterAuthentication::Trust => Authentication::Trust,
+        RouterAuthentication::Users(users) => Authentication::Users(users.clone()),
+        RouterAuthentication::Query { user, password, database, query } => Authentication::Query(AuthQuery {
+            user: user.clone(),
+            password: password.as_ref().map(|password| password.expose().to_owned()),
+            database: database.clone(),
+            query: query.clone(),
+        }),
+    };
+    let settings = Settings {
+        listen: addresses(&config.listen)?,
+        agents: config.agents.iter().map(ToString::to_string).collect(),
+        scope: file.scope.clone(),
+        threads: config.threads.unwrap_or_else(|| u16::try_from(processors).unwrap_or(64)).min(64),
+        pool_size: config.pool_size,
+        clients_max: config.clients_max,
+        failover_hold: config.failover_hold,
+        login_timeout: config.login_timeout,
+        authentication,
+    };
+    let threads = settings.threads;
+    let router = Router::start(settings)?;
+    tracing::info!(listen = %config.listen, threads, "routing");
+    Ok(router)
+}
+
+/// Runs a router that is all that its file describes, until it is told to end.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn alone(file: &RouterFile) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("could not start the runtime")?;
+    runtime.block_on(async {
+        let mut term = signal(SignalKind::terminate()).context("signals cannot be received")?;
+        let mut int = signal(SignalKind::interrupt()).context("signals cannot be received")?;
+        let router = start(file)?;
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        drop(router);
+        Ok(())
+    })
+}
+
+fn addresses(listen: &Listen) -> anyhow::Result<Vec<SocketAddr>> {
+    let mut addresses = Vec::new();
+    for host in &listen.hosts {
+        let host = if host == "*" { "0.0.0.0" } else { host };
+        let found = (host, listen.port).to_socket_addrs();
+        addresses.extend(found.with_context(|| format!("{host} has no address (router.listen)"))?.take(1));
+    }
+    Ok(addresses)
+}

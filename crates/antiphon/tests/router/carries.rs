@@ -1,0 +1,168 @@
+//! What passes through the router as if it were not there, and what it keeps apart.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt, TryStreamExt, pin_mut};
+use tokio_postgres::NoTls;
+
+use super::support::{Routed, code, wait_until};
+
+#[tokio::test]
+async fn programs_of_postgresql_run_through_it() {
+    let routed = Routed::start("programs", 1, "  pool_size: 8\n").await;
+    let shown = routed.succeed("psql", &["-Atc", "SHOW application_name", "-c", "SELECT 6 * 7"]);
+    assert_eq!(shown, "psql\n42\n");
+    routed.succeed("pgbench", &["-i", "-q", "postgres"]);
+    for mode in ["simple", "extended", "prepared"] {
+        for script in [&["-S"][..], &["-N"], &[]] {
+            let mut arguments = vec!["-c", "8", "-j", "2", "-t", "50", "-M", mode];
+            arguments.extend(script);
+            arguments.push("postgres");
+            let told = routed.succeed("pgbench", &arguments);
+            assert!(told.contains("transactions actually processed: 400/400"), "{told}");
+        }
+    }
+    // More clients than links, and each transaction on a connection of its own.
+    let told = routed.succeed("pgbench", &["-c", "40", "-j", "2", "-t", "20", "-S", "postgres"]);
+    assert!(told.contains("actually processed: 800/800"), "{told}");
+    let told = routed.succeed("pgbench", &["-c", "4", "-j", "2", "-t", "10", "-S", "-C", "postgres"]);
+    assert!(told.contains("actually processed: 40/40"), "{told}");
+    let dump = routed.succeed("pg_dump", &["-t", "pgbench_branches", "postgres"]);
+    assert!(dump.contains("COPY public.pgbench_branches"), "{dump}");
+    let links = routed.succeed("psql", &["-Atc", "SELECT count(*) FROM pg_stat_activity WHERE usename = 'postgres' AND backend_type = 'client backend' AND application_name !~ 'antiphon'"]);
+    let links: u32 = links.trim().parse().unwrap();
+    assert!((1..=8).contains(&links), "{links} links, at most pool_size");
+}
+
+#[tokio::test]
+async fn sessions_share_links_and_nothing_else() {
+    let routed = Routed::start("sessions", 1, "  pool_size: 2\n  threads: 1\n").await;
+    let (a, b) = (routed.client().await, routed.client().await);
+    let c = routed.client().await;
+    statements(&[&a, &b, &c]).await;
+    settings(&a, &b).await;
+    copies(&a).await;
+    pinned(&routed, &a).await;
+    cancelled(&routed).await;
+    refused(&routed).await;
+}
+
+/// Every client's prepared statements work on every link.
+async fn statements(clients: &[&tokio_postgres::Client]) {
+    let mut prepared = Vec::new();
+    for (number, client) in clients.iter().enumerate() {
+        prepared.push(client.prepare(&format!("SELECT $1::int + {number}")).await.unwrap());
+    }
+    for round in 0..20 {
+        let answers = clients.iter().zip(&prepared).map(|(client, statement)| async move {
+            client.query_one(statement, &[&round]).await.unwrap().get::<_, i32>(0)
+        });
+        let answers = futures_util::future::join_all(answers).await;
+        assert_eq!(answers, [round, round + 1, round + 2]);
+    }
+    // A pipeline with a failure in the middle: the others are answered all the same.
+    let [a, ..] = clients else { panic!("a client") };
+    let texts = ["SELECT 1", "SELECT 1/0", "SELECT 3"];
+    let results = futures_util::future::join_all(texts.map(|text| a.query(text, &[]))).await;
+    let sound: Vec<bool> = results.iter().map(Result::is_ok).collect();
+    assert_eq!(sound, [true, false, true]);
+    assert_eq!(a.query_one(&prepared[0], &[&5]).await.unwrap().get::<_, i32>(0), 5);
+}
+
+/// What the server reports follows its session; a transaction keeps its link.
+async fn settings(a: &tokio_postgres::Client, b: &tokio_postgres::Client) {
+    a.batch_execute("SET TimeZone = 'Asia/Tokyo'").await.unwrap();
+    b.batch_execute("SET TimeZone = 'America/Lima'").await.unwrap();
+    for _ in 0..10 {
+        for (client, zone) in [(a, "Asia/Tokyo"), (b, "America/Lima")] {
+            let row = client.query_one("SELECT current_setting('TimeZone')", &[]).await.unwrap();
+            assert_eq!(row.get::<_, &str>(0), zone);
+        }
+    }
+    a.batch_execute("BEGIN; SET LOCAL work_mem = '7MB'").await.unwrap();
+    let row = b.query_one("SELECT current_setting('work_mem')", &[]).await.unwrap();
+    assert_ne!(row.get::<_, &str>(0), "7MB");
+    let row = a.query_one("SELECT current_setting('work_mem')", &[]).await.unwrap();
+    assert_eq!(row.get::<_, &str>(0), "7MB");
+    a.batch_execute("COMMIT").await.unwrap();
+}
+
+async fn copies(client: &tokio_postgres::Client) {
+    client.batch_execute("CREATE TABLE copied (n int, t text)").await.unwrap();
+    let sink = client.copy_in::<_, bytes::Bytes>("COPY copied FROM STDIN").await.unwrap();
+    pin_mut!(sink);
+    let mut rows = String::new();
+    for number in 0..50_000 {
+        rows.push_str(&format!("{number}\t{}\n", "x".repeat(number % 40)));
+    }
+    sink.send(bytes::Bytes::from(rows.clone())).await.unwrap();
+    assert_eq!(sink.finish().await.unwrap(), 50_000);
+    let stream = client.copy_out("COPY (SELECT * FROM copied ORDER BY n) TO STDOUT").await.unwrap();
+    let read: Vec<bytes::Bytes> = stream.try_collect().await.unwrap();
+    assert_eq!(read.concat().len(), rows.len());
+    // One that fails in the middle leaves the session usable.
+    let sink = client.copy_in::<_, bytes::Bytes>("COPY copied FROM STDIN").await.unwrap();
+    pin_mut!(sink);
+    let _ = sink.send(bytes::Bytes::from("not a number\tx\n")).await;
+    assert_eq!(code(&sink.finish().await.unwrap_err()), "22P02");
+    client.query("SELECT 1", &[]).await.unwrap();
+}
+
+/// What stays in a session keeps its link, and is gone with it.
+async fn pinned(routed: &Routed, other: &tokio_postgres::Client) {
+    let (client, mut connection) = routed.config("postgres").connect(NoTls).await.unwrap();
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut messages = futures_util::stream::poll_fn(move |context| connection.poll_message(context));
+        while let Some(Ok(message)) = messages.next().await {
+            if let tokio_postgres::AsyncMessage::Notification(news) = message {
+                let _ = tell.send(news.payload().to_owned());
+            }
+        }
+    });
+    client.batch_execute("CREATE TEMP TABLE kept (n int); LISTEN news; SET work_mem = '7MB'").await.unwrap();
+    for _ in 0..3 {
+        client.batch_execute("INSERT INTO kept VALUES (1)").await.unwrap();
+        other.query("SELECT 1", &[]).await.unwrap();
+    }
+    other.batch_execute("NOTIFY news, 'hello'").await.unwrap();
+    let news = tokio::time::timeout(Duration::from_secs(10), told.recv()).await.unwrap();
+    assert_eq!(news.as_deref(), Some("hello"));
+    drop(client);
+    wait_until("what a session kept is gone", Duration::from_secs(10), async || {
+        let rows = other.query("SELECT 1 FROM pg_class WHERE relname = 'kept'", &[]).await.unwrap();
+        rows.is_empty()
+    })
+    .await;
+    for _ in 0..5 {
+        let row = other.query_one("SELECT current_setting('work_mem')", &[]).await.unwrap();
+        assert_ne!(row.get::<_, &str>(0), "7MB");
+    }
+}
+
+async fn cancelled(routed: &Routed) {
+    let client = routed.client().await;
+    let token = client.cancel_token();
+    let sleeping = tokio::spawn(async move { client.batch_execute("SELECT pg_sleep(60)").await });
+    let other = routed.client().await;
+    wait_until("the statement runs", Duration::from_secs(10), async || {
+        let asked = "SELECT 1 FROM pg_stat_activity WHERE query ~ 'pg_sleep.60' AND state = 'active' AND pid <> pg_backend_pid()";
+        !other.query(asked, &[]).await.unwrap().is_empty()
+    })
+    .await;
+    token.cancel_query(NoTls).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(10), sleeping).await.unwrap().unwrap();
+    assert_eq!(code(&ended.unwrap_err()), "57014");
+}
+
+async fn refused(routed: &Routed) {
+    let refusal = async |config: &tokio_postgres::Config| match config.connect(NoTls).await {
+        Ok(_) => "let in".to_owned(),
+        Err(error) => code(&error),
+    };
+    let mut wrong = routed.config("postgres");
+    assert_eq!(refusal(wrong.password("wrong")).await, "28P01");
+    let mut stranger = routed.config("postgres");
+    assert_eq!(refusal(stranger.user("nobody")).await, "28P01");
+    assert_eq!(refusal(&routed.config("no_such_database")).await, "28000");
+}

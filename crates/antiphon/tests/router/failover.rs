@@ -1,0 +1,188 @@
+//! What clients of the router feel when their leader dies or hands over.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use antiphon::demo::http;
+use tokio::task::JoinHandle;
+
+use super::support::{Routed, UP_WITHIN, code, wait_until};
+
+/// What writers have noted.
+#[derive(Default)]
+struct Noted {
+    stop: AtomicBool,
+    acknowledged: AtomicU64,
+}
+
+/// What became of one writer's rows.
+#[derive(Default)]
+struct Story {
+    acknowledged: Vec<i64>,
+    errors: Vec<(i64, String)>,
+    longest: Duration,
+}
+
+/// A client that inserts numbered rows one after another, each a transaction of its own, on one connection.
+async fn writer(routed: &Routed, number: i32, noted: Arc<Noted>) -> JoinHandle<Story> {
+    let client = routed.client().await;
+    tokio::spawn(async move {
+        let mut story = Story::default();
+        for row in 0.. {
+            if noted.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let began = Instant::now();
+            // By turns as a simple query and with parameters.
+            let done = if row % 2 == 0 {
+                client.batch_execute(&format!("INSERT INTO rows VALUES ({number}, {row})")).await
+            } else {
+                client.execute("INSERT INTO rows VALUES ($1, $2)", &[&number, &row]).await.map(drop)
+            };
+            story.longest = story.longest.max(began.elapsed());
+            match done {
+                Ok(()) => {
+                    story.acknowledged.push(row);
+                    noted.acknowledged.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) if client.is_closed() => {
+                    story.errors.push((row, format!("closed: {error}")));
+                    break;
+                }
+                Err(error) => story.errors.push((row, code(&error))),
+            }
+        }
+        story
+    })
+}
+
+struct Load {
+    noted: Arc<Noted>,
+    writers: Vec<JoinHandle<Story>>,
+}
+
+impl Load {
+    async fn start(routed: &Routed, writers: i32) -> Self {
+        let client = routed.client().await;
+        client
+            .batch_execute("CREATE TABLE rows (writer int, number bigint, PRIMARY KEY (writer, number))")
+            .await
+            .unwrap();
+        let noted = Arc::new(Noted::default());
+        let mut load = Self { noted: noted.clone(), writers: Vec::new() };
+        for number in 0..writers {
+            load.writers.push(writer(routed, number, noted.clone()).await);
+        }
+        load
+    }
+
+    async fn wait_for_more(&self, rows: u64, routed: &Routed) {
+        let wanted = self.noted.acknowledged.load(Ordering::Relaxed) + rows;
+        let what = format!("{rows} more rows are acknowledged");
+        let until = Instant::now() + UP_WITHIN;
+        wait_until(&what, UP_WITHIN, async || {
+            assert!(Instant::now() < until, "{}", routed.log());
+            self.noted.acknowledged.load(Ordering::Relaxed) >= wanted
+        })
+        .await;
+    }
+
+    /// Ends the writers; every acknowledged row must be there. Gives the errors and the longest pause.
+    async fn finish(self, routed: &Routed) -> (Vec<String>, Duration) {
+        self.noted.stop.store(true, Ordering::Relaxed);
+        let client = routed.client().await;
+        let (mut errors, mut longest) = (Vec::new(), Duration::ZERO);
+        let writers = i32::try_from(self.writers.len()).unwrap();
+        for (number, writer) in (0..writers).zip(self.writers) {
+            let story = tokio::time::timeout(UP_WITHIN, writer).await.unwrap().unwrap();
+            let rows = client.query("SELECT number FROM rows WHERE writer = $1", &[&number]).await.unwrap();
+            let there: std::collections::BTreeSet<i64> = rows.iter().map(|row| row.get(0)).collect();
+            let lost: Vec<_> = story.acknowledged.iter().filter(|row| !there.contains(row)).collect();
+            assert!(lost.is_empty(), "acknowledged rows of writer {number} are lost: {lost:?}");
+            longest = longest.max(story.longest);
+            errors.extend(story.errors.into_iter().map(|(_, error)| error));
+        }
+        (errors, longest)
+    }
+}
+
+async fn epoch(routed: &Routed) -> u64 {
+    let mut newest = 0;
+    for index in 0..routed.cluster.nodes.len() {
+        if let Ok(seen) = routed.cluster.get(index, "/cluster").await {
+            newest = newest.max(seen["epoch"].as_u64().unwrap_or(0));
+        }
+    }
+    newest
+}
+
+#[tokio::test]
+async fn clients_feel_a_dead_leader_as_a_pause() {
+    let routed = Routed::start("killed", 3, "  pool_size: 20\n").await;
+    let idle = routed.client().await;
+    let statement = idle.prepare("SELECT $1::int").await.unwrap();
+    let in_transaction = routed.client().await;
+    let listening = routed.client().await;
+    listening.batch_execute("LISTEN news").await.unwrap();
+    let load = Load::start(&routed, 8).await;
+    for round in 0..3 {
+        load.wait_for_more(200, &routed).await;
+        in_transaction.batch_execute("BEGIN; INSERT INTO rows VALUES (100, 1)").await.unwrap();
+        let before = epoch(&routed).await;
+        let leader = routed.cluster.leader().await.unwrap();
+        routed.cluster.kill_server(leader).unwrap();
+        wait_until("another leader", UP_WITHIN, async || epoch(&routed).await > before).await;
+        // A transaction that was open is told, and stays failed until its client ends it.
+        let told = in_transaction.batch_execute("INSERT INTO rows VALUES (100, 2)").await.unwrap_err();
+        assert_eq!(code(&told), "57P01", "{told:?}");
+        let told = in_transaction.batch_execute("INSERT INTO rows VALUES (100, 3)").await.unwrap_err();
+        assert_eq!(code(&told), "25P02", "{told:?}");
+        in_transaction.batch_execute("ROLLBACK").await.unwrap();
+        // Whoever was idle feels nothing, its prepared statement included.
+        assert_eq!(idle.query_one(&statement, &[&round]).await.unwrap().get::<_, i32>(0), round);
+        load.wait_for_more(200, &routed).await;
+        routed.cluster.wait_whole(UP_WITHIN).await.unwrap();
+    }
+    wait_until("who listened is told", UP_WITHIN, async || listening.is_closed()).await;
+    let rows = idle.query("SELECT 1 FROM rows WHERE writer = 100", &[]).await.unwrap();
+    assert!(rows.is_empty(), "nothing of a lost transaction is kept");
+    let (errors, longest) = load.finish(&routed).await;
+    eprintln!("3 leaders killed: {} errors, longest pause {longest:?}", errors.len());
+    assert!(errors.iter().all(|error| error == "08007"), "{errors:?}\n{}", routed.log());
+    assert!(errors.len() <= 3 * 8, "more errors than statements were in flight: {}", errors.len());
+}
+
+#[tokio::test]
+async fn a_switchover_is_no_error_between_statements() {
+    let routed = Routed::start("switchover", 3, "  pool_size: 20\n").await;
+    let mut idle = Vec::new();
+    for _ in 0..10 {
+        let client = routed.client().await;
+        let statement = client.prepare("SELECT $1::bigint").await.unwrap();
+        idle.push((client, statement));
+    }
+    let load = Load::start(&routed, 8).await;
+    for round in 0..3i64 {
+        load.wait_for_more(200, &routed).await;
+        let before = epoch(&routed).await;
+        let leader = routed.cluster.leader().await.unwrap();
+        let node = &routed.cluster.nodes[leader];
+        let body = format!(r#"{{"leader": "{}"}}"#, node.name);
+        let asked = http::post(node.api_port, "/switchover", &body, UP_WITHIN).await.unwrap();
+        assert_eq!(asked.status, 200, "{}", asked.body);
+        wait_until("another leader", UP_WITHIN, async || epoch(&routed).await > before).await;
+        for (client, statement) in &idle {
+            let row = client.query_one(statement, &[&round]).await;
+            assert_eq!(row.unwrap().get::<_, i64>(0), round);
+        }
+        load.wait_for_more(200, &routed).await;
+        routed.cluster.wait_whole(UP_WITHIN).await.unwrap();
+    }
+    let (errors, longest) = load.finish(&routed).await;
+    eprintln!("3 switchovers: {} errors, longest pause {longest:?}", errors.len());
+    // A commit that waits for a follower when the followers turn away has an outcome that nobody knows here; a
+    // statement that was not carried out is sent again without a word.
+    assert!(errors.iter().all(|error| error == "08007"), "{errors:?}\n{}", routed.log());
+    assert!(errors.len() <= 3 * 8, "more errors than statements were in flight: {}", errors.len());
+}

@@ -1,0 +1,9 @@
+//! The router in front of real clusters: what passes through it, what it keeps apart, and what its clients feel
+//! when their leader dies or hands over.
+//!
+//! Every test has members, a router process and clients of its own, on free ports of loopback.
+
+mod carries;
+mod failover;
+mod hostile;
+mod support;
