@@ -1,7 +1,8 @@
 //! Takes connections of peers: lets in those that prove themselves, and hands on what they send.
 //!
 //! Strangers cost little: a bounded number of unproven connections, in all and for one host, each with 5 s
-//! and 1 KiB a message; one log line a second at most says who was refused and why. A peer has one
+//! and 1 KiB a message; with TLS, whose handshake is work for the thread of the heartbeats, also a bounded number
+//! of one host in a second; one log line a second at most says who was refused and why. A peer has one
 //! connection: a new one, once proven, takes the place of the old.
 
 use std::collections::BTreeMap;
@@ -26,6 +27,10 @@ const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
 const SILENCE_TIME_MAX: Duration = Duration::from_secs(3);
 const UNPROVEN_MAX: usize = 64;
 const UNPROVEN_PER_HOST_MAX: usize = 16;
+/// Members dial a few times a second at most.
+const HANDSHAKES_PER_HOST_AND_SECOND_MAX: usize = 30;
+/// Hosts whose handshakes are counted; when more come in a second, the others wait for the next one.
+const HOSTS_COUNTED_MAX: usize = 256;
 const REFUSALS_LOGGED_EVERY: Duration = Duration::from_secs(1);
 /// How long to wait when the system gives no connection (out of descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -45,6 +50,10 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         };
         // Ended tasks are taken out, so that the set holds live connections only.
         while guests.try_join_next().is_some() {}
+        if shared.tls.is_some() && !door.may_begin(from.ip()) {
+            door.refuse(&from.to_string(), "too many connections of its host in one second");
+            continue;
+        }
         let Some(unproven) = Unproven::enter(&door, from.ip()) else {
             door.refuse(&from.to_string(), "too many connections have not proven themselves yet");
             continue;
@@ -140,6 +149,9 @@ struct Book {
     unproven: usize,
     unproven_by_host: BTreeMap<IpAddr, usize>,
     proven: BTreeMap<String, AbortHandle>,
+    /// Handshakes begun in the second that began then.
+    begun: BTreeMap<IpAddr, usize>,
+    second: Option<Instant>,
     logged: Option<Instant>,
     unlogged: u64,
 }
@@ -155,6 +167,25 @@ impl Door {
         if let Some(old) = book.proven.insert(address, connection) {
             old.abort();
         }
+    }
+
+    /// Whether this host may have another handshake in this second.
+    fn may_begin(&self, host: IpAddr) -> bool {
+        let mut book = self.book();
+        if book.second.is_none_or(|second| second.elapsed() >= Duration::from_secs(1)) {
+            book.second = Some(Instant::now());
+            book.begun.clear();
+        }
+        let hosts = book.begun.len();
+        let Some(begun) = book.begun.get_mut(&host) else {
+            let counted = hosts < HOSTS_COUNTED_MAX;
+            if counted {
+                book.begun.insert(host, 1);
+            }
+            return counted;
+        };
+        *begun += 1;
+        *begun <= HANDSHAKES_PER_HOST_AND_SECOND_MAX
     }
 
     fn refuse(&self, from: &str, why: &str) {

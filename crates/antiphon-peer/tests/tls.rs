@@ -204,6 +204,42 @@ async fn certificates_are_replaced_without_a_lost_link() {
 }
 
 #[tokio::test]
+async fn a_flood_of_handshakes_neither_holds_up_heartbeats_nor_keeps_members_out() {
+    let dir = Dir::new();
+    let authority = Authority::new(&dir.0, "ca");
+    let addresses = [free_address(), free_address()];
+    let (a, _a_in) = member(&authority, "a", &addresses, &addresses[0]);
+    let (b, mut b_in) = member(&authority, "b", &addresses, &addresses[1]);
+    wait_link(&a, b.address(), is_up).await;
+    // Another authority's certificates: every handshake is begun, and fails where it costs most.
+    let stranger = Authority::new(&dir.0.join("stranger"), "stranger");
+    let tls = MemberTls::load(&certificates(&stranger, "s", "127.0.0.1", &stranger.file)).unwrap();
+    let flood: Vec<_> = (0..4)
+        .map(|_| {
+            let (client, to) = (tls.client.clone(), addresses[1].clone());
+            tokio::spawn(async move {
+                loop {
+                    if let Ok(stream) = tokio::net::TcpStream::connect(&to).await {
+                        let _ = client.connect("127.0.0.1", stream).await;
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut slowest = Duration::ZERO;
+    for _ in 0..100 {
+        let sent = Instant::now();
+        assert!(a.send(b.address(), Channel::Beat, Bytes::from_static(b"beat")));
+        tokio::time::timeout(PATIENCE, b_in.beats.recv()).await.unwrap().unwrap();
+        slowest = slowest.max(sent.elapsed());
+    }
+    println!("slowest of 100 heartbeats in a flood: {slowest:?}");
+    flood.iter().for_each(tokio::task::JoinHandle::abort);
+    let (c, _c_in) = member(&authority, "c", &addresses, &free_address());
+    wait_link(&c, b.address(), is_up).await;
+}
+
+#[tokio::test]
 async fn strangers_that_begin_tls_and_stop_do_no_harm() {
     use std::io::{Read, Write};
     let dir = Dir::new();

@@ -63,6 +63,19 @@ impl Authority {
         self.issue_good(name, hosts, Good::Now)
     }
 
+    /// One that nobody but itself vouches for, as `openssl req -x509` makes it.
+    pub fn self_signed(dir: &Path, name: &str, hosts: &[&str]) -> Issued {
+        let mut params = params(name, hosts);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        let issued =
+            Issued { certificate: dir.join(format!("{name}.crt")), key: dir.join(format!("{name}.key")) };
+        write(&issued.certificate, &certificate.pem());
+        write(&issued.key, &key.serialize_pem());
+        issued
+    }
+
     /// A certificate that is good from now on for so long.
     pub fn issue_for(&self, name: &str, hosts: &[&str], span: Duration) -> Issued {
         let mut params = params(name, hosts);

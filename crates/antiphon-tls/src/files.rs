@@ -124,7 +124,7 @@ fn read(file: &File) -> Result<Vec<u8>, TlsError> {
     read().map_err(|source| TlsError::Read { file: file.clone(), source })
 }
 
-fn certificates(file: &File) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub(crate) fn certificates(file: &File) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let bytes = read(file)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     let found = found.map_err(|error| TlsError::unusable(file, &format!("it is not PEM: {error:?}")))?;
@@ -215,21 +215,32 @@ fn check_date_at(
     certificate: &CertificateDer<'static>,
     moment: UnixTime,
 ) -> Result<(), TlsError> {
-    let parsed = ParsedCertificate::try_from(certificate)
-        .map_err(|error| TlsError::unusable(file, &error.to_string()))?;
+    ParsedCertificate::try_from(certificate).map_err(|error| TlsError::unusable(file, &error.to_string()))?;
+    match out_of_date(certificate, moment) {
+        None => Ok(()),
+        Some(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            Err(TlsError::unusable(file, "the certificate has expired; put a new one there"))
+        }
+        Some(_) => {
+            Err(TlsError::unusable(file, "the certificate is not valid yet; check the clock of this machine"))
+        }
+    }
+}
+
+/// Whether a certificate has expired at a moment, or is not valid yet.
+pub(crate) fn out_of_date(certificate: &CertificateDer<'_>, moment: UnixTime) -> Option<CertificateError> {
+    let parsed = ParsedCertificate::try_from(certificate).ok()?;
     // Without authorities nothing is ever verified; a certificate's own dates are looked at before that is found.
     let (nobody, provider) = (RootCertStore::empty(), provider());
     let algorithms = provider.signature_verification_algorithms.all;
     match verify_server_cert_signed_by_trust_anchor(&parsed, &nobody, &[], moment, algorithms) {
         Err(Error::InvalidCertificate(
-            CertificateError::Expired | CertificateError::ExpiredContext { .. },
-        )) => Err(TlsError::unusable(file, "the certificate has expired; put a new one there")),
-        Err(Error::InvalidCertificate(
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
-        )) => {
-            Err(TlsError::unusable(file, "the certificate is not valid yet; check the clock of this machine"))
-        }
-        Ok(()) | Err(_) => Ok(()),
+            verdict @ (CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. }),
+        )) => Some(verdict),
+        Ok(()) | Err(_) => None,
     }
 }
 

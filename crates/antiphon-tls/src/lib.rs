@@ -33,7 +33,7 @@ pub use crate::files::{File, Identity, TlsError, days_left};
 pub use crate::stream::{Stream, farewell};
 pub use tokio_rustls::client::TlsStream as ClientStream;
 
-use crate::verify::Lenient;
+use crate::verify::{Lenient, Named};
 
 /// The files of a side that accepts connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub struct ClientFiles {
 /// Whom a client believes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// Servers whose certificate these authorities signed, for the name that is connected to.
+    /// Servers whose certificate these authorities signed, or one of them is, for the name that is connected to.
     Authorities(File),
     /// The same, whatever name it is for.
     AnyName(File),
@@ -191,7 +191,8 @@ impl ClientTls {
                 let roots = Arc::new(files::authorities(file)?);
                 let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider()).build();
                 let verifier = verifier.map_err(|error| TlsError::unusable(file, &error.to_string()))?;
-                builder.with_webpki_verifier(verifier)
+                let verifier = Named::new(verifier, files::certificates(file)?);
+                builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
             }
             Trust::System => builder.with_root_certificates(files::system_authorities()?),
             Trust::AnyName(file) => {

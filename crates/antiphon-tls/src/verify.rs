@@ -1,8 +1,11 @@
-//! Verdicts on certificates that the library's own verifier does not give: less than the usual for clients that
-//! were told so (`insecure`, `sslmode=require`, `verify-ca`), and a member's judgement of its own certificate.
+//! Verdicts on certificates that the library's own verifier does not give: a server's self-signed certificate that a
+//! client was given as such, less than the usual for clients that were told so (`insecure`, `sslmode=require`,
+//! `verify-ca`), and a member's judgement of its own certificate.
+
+use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{
     CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
 };
@@ -13,6 +16,64 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, Sign
 
 use crate::explain::flaw;
 use crate::{MemberFiles, TlsError, files, provider};
+
+/// Believes servers that an authority of the file vouches for, and a server whose very certificate is in the file,
+/// as self-signed ones are.
+#[derive(Debug)]
+pub(crate) struct Named {
+    usual: Arc<WebPkiServerVerifier>,
+    given: Vec<CertificateDer<'static>>,
+}
+
+impl Named {
+    pub(crate) fn new(usual: Arc<WebPkiServerVerifier>, given: Vec<CertificateDer<'static>>) -> Self {
+        Self { usual, given }
+    }
+}
+
+impl ServerCertVerifier for Named {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let usual = self.usual.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let Err(refused) = usual else { return usual };
+        if !self.given.iter().any(|given| given == end_entity) {
+            return Err(refused);
+        }
+        if let Some(out_of_date) = files::out_of_date(end_entity, now) {
+            return Err(Error::InvalidCertificate(out_of_date));
+        }
+        verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.usual.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.usual.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.usual.supported_verify_schemes()
+    }
+}
 
 /// Does not look at the server's name; with authorities, it looks at who signed.
 #[derive(Debug)]

@@ -176,6 +176,19 @@ async fn a_client_connects_to_nobody_that_its_authorities_did_not_name() {
 }
 
 #[tokio::test]
+async fn a_self_signed_certificate_is_believed_by_who_was_given_it_and_by_nobody_else() {
+    let dir = Dir::new();
+    let own = Authority::self_signed(&dir.0, "own", &["127.0.0.1"]);
+    let other = Authority::self_signed(&dir.0, "other", &["127.0.0.1"]);
+    let tls = ServerTls::load(&server(&own, Clients::NotAsked)).unwrap();
+    let given = |issued: &Issued| client(None, Trust::Authorities(authority(&issued.certificate)));
+    assert_eq!(connect(&tls, &given(&own), "127.0.0.1").await, Ok(false));
+    assert!(connect(&tls, &given(&other), "127.0.0.1").await.is_err());
+    let why = connect(&tls, &given(&own), "localhost").await.unwrap_err();
+    assert!(why.contains("is not for localhost"), "{why}");
+}
+
+#[tokio::test]
 async fn clients_without_a_good_certificate_get_as_far_as_the_server_lets_them() {
     let dir = Dir::new();
     let (ours, theirs) = (Authority::new(&dir.0, "ours"), Authority::new(&dir.0, "theirs"));
