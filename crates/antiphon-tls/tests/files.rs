@@ -104,7 +104,7 @@ fn every_file_of_no_use_is_named_with_its_setting_and_the_reason() {
         "{why}"
     );
 
-    let mixed = Issued { certificate: good.certificate.clone(), key: other.key.clone() };
+    let mixed = Issued { certificate: good.certificate.clone(), key: other.key };
     let why = load(&mixed);
     assert!(why.contains("x.keyfile: ") && why.contains("other.key is not the private key"), "{why}");
 
