@@ -160,8 +160,9 @@ check that fails (503). An unsafe verb on a path that is not listed is 501.
   while its agent is stopped. Patroni keeps answering 200 while its server is dead.
 - `?lag=` that cannot be read fails the check, where Patroni ignores it.
 - Connections are kept open (HTTP/1.1). Health checks never ask the server.
-- `/cluster` also has `system_identifier`, `epoch` and `sync`; `/patroni` also has `antiphon` with the reason for
-  the member's role. A member that is not heard is listed as `unreachable` until it is removed.
+- `/cluster` also has `system_identifier`, `epoch` and `sync`, and of members `trouble` (what an operator has to do
+  there) and `kept_bytes` (old data that waits to be removed); `/patroni` also has `antiphon` with the reason for the
+  member's role. A member that is not heard is listed as `unreachable` until it is removed.
 - `/config` refuses settings that are not understood (400) and takes `If-Match`.
 - `/restart`, `/failover`, `/switchover` and `/reinitialize` refuse keys that mean nothing (400).
 
