@@ -1,5 +1,6 @@
 //! Replication, base backups and rewinds over verified TLS, on servers that let nobody in without it.
 
+use std::fs;
 use std::path::Path;
 
 use antiphon_core::ha::world::{StopMode, SyncNames};
@@ -44,6 +45,18 @@ fn member(place: &Place, authority: &Authority, name: &str, trusted: &Path) -> M
     Member::open(settings)
 }
 
+/// Starts this member as the first one; false if the server to test with was built without TLS.
+async fn is_primary(member: &Member) -> bool {
+    let seen = member.ended(Work::Initialise).await;
+    let log = fs::read_to_string(member.settings.state_dir.join("postgresql.log")).unwrap_or_default();
+    if log.contains("SSL is not supported by this build") {
+        eprintln!("skipped: the server was built without TLS");
+        return false;
+    }
+    assert_eq!(seen.failed, None);
+    true
+}
+
 async fn encrypted_receivers(primary: &Member) -> i64 {
     let query = "SELECT count(*) FROM pg_stat_replication JOIN pg_stat_ssl USING (pid) WHERE ssl";
     primary.connect().await.query_one(query, &[]).await.expect("an answer").get(0)
@@ -57,7 +70,9 @@ fn a_follower_streams_is_rewound_and_streams_again_over_verified_tls() {
         }
         let authority = Authority::new(&place.folder.join("certificates"), "ca");
         let first = member(&place, &authority, "n1", &authority.file);
-        first.done(Work::Initialise).await;
+        if !is_primary(&first).await {
+            return;
+        }
         let second = member(&place, &authority, "n2", &authority.file);
         second.done(Work::Clone { address: first.address(), keep_old: false }).await;
         first.engine.slots(&[("n2".into(), None)], &[], &[]).await.expect("a slot");
@@ -89,7 +104,9 @@ fn nothing_is_copied_from_a_server_that_another_authority_vouches_for() {
         let folder = place.folder.join("certificates");
         let (ours, theirs) = (Authority::new(&folder, "ours"), Authority::new(&folder, "theirs"));
         let first = member(&place, &ours, "n1", &ours.file);
-        first.done(Work::Initialise).await;
+        if !is_primary(&first).await {
+            return;
+        }
         let doubting = member(&place, &ours, "n2", &theirs.file);
         let seen = doubting.ended(Work::Clone { address: first.address(), keep_old: false }).await;
         let error = seen.failed.expect("it failed").error;
