@@ -7,6 +7,7 @@
 
 mod agents;
 mod ask;
+mod disk;
 mod members;
 mod slots;
 mod tls;
