@@ -23,7 +23,8 @@ impl Disk {
         std::fs::create_dir_all(&place).unwrap();
         let owner = User::from_name("postgres").unwrap().expect("the servers run as postgres");
         let options = format!("size=512m,mode=700,uid={},gid={}", owner.uid, owner.gid);
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&place).status();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&place).status();
         assert!(mounted.unwrap().success(), "could not mount {}", place.display());
         Self(place)
     }
