@@ -27,7 +27,8 @@ pub enum Verdict {
 }
 
 /// What the loss of its link means to a session; brings the session to the state that its client is told.
-pub fn lose(session: &mut Session, link: &Link) -> Verdict {
+/// `deposed`: the link's server is known not to lead any more.
+pub fn lose(session: &mut Session, link: &Link, deposed: bool) -> Verdict {
     let said = link.farewell.as_ref().map(|farewell| format!("The server said: {}", farewell.message));
     // An error cannot stand in the middle of another message.
     if link.rest.bytes > 0 && !link.rest.dropped {
@@ -41,8 +42,9 @@ pub fn lose(session: &mut Session, link: &Link) -> Verdict {
         return Verdict::Ends(out);
     }
     // Ended by its administrator between two steps of a statement, of which nothing had been answered: an open
-    // transaction was rolled back. A crash says 57P02 and may come at any moment, after the commit, too.
-    let clean = link.farewell.as_ref().is_some_and(|farewell| farewell.code == "57P01");
+    // transaction was rolled back. A crash says 57P02 and may come at any moment, after the commit, too. While the
+    // server leads, it was somebody who wanted this statement to end.
+    let clean = deposed && link.farewell.as_ref().is_some_and(|farewell| farewell.code == "57P01");
     let again = if clean { session.again.take() } else { None };
     if let Some(bytes) = again {
         forget_round(session);

@@ -18,6 +18,8 @@ const NAMES_MAX: usize = 10_000;
 const NAMED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The most of a round that is kept for sending it again, in bytes.
 const AGAIN_BYTES_MAX: usize = 16 * 1024;
+/// Room that is kept for it between two rounds, in bytes.
+const KEPT_BYTES: usize = 512;
 
 /// Begins a transaction that has failed, as the one that was lost. The name tells whoever reads the server's log.
 const FAILED_TRANSACTION: &str = "BEGIN; ROLLBACK TO SAVEPOINT antiphon_transaction_was_lost";
@@ -103,6 +105,7 @@ impl Again {
     pub fn never(&mut self) {
         self.sound = false;
         self.bytes.clear();
+        self.bytes.shrink_to(KEPT_BYTES);
     }
 
     /// All of it, if it can be sent again.

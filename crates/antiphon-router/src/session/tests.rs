@@ -16,6 +16,7 @@ struct Play {
     statements: Statements,
     interned: Interned,
     replies: Vec<u8>,
+    deposed: bool,
 }
 
 impl Play {
@@ -28,6 +29,7 @@ impl Play {
             statements: Statements::new(0),
             interned: Interned::default(),
             replies: Vec::new(),
+            deposed: true,
         }
     }
 
@@ -72,7 +74,7 @@ impl Play {
         let mut link = self.link.take().expect("a link");
         let said = |code: &str| Farewell { code: code.to_owned(), message: "gone".to_owned() };
         link.farewell = link.farewell.take().or(code.map(said));
-        loss::lose(&mut self.session, &link)
+        loss::lose(&mut self.session, &link, self.deposed)
     }
 }
 
@@ -255,6 +257,11 @@ fn what_was_certainly_not_done_is_sent_again() {
     play.attach();
     play.up(&query);
     assert_eq!(play.lose(Some("57P01")), Verdict::Again(query.clone()));
+    // Not if it was ended on a server that leads: somebody wanted that.
+    (play.deposed, _) = (false, play.attach());
+    play.up(&query);
+    assert!(matches!(play.lose(Some("57P01")), Verdict::Goes(told) if contains(&told, "C08007\0")));
+    play.deposed = true;
     // Not once something of it was answered, and not what could have been carried out in part.
     play.attach();
     play.up(&query);

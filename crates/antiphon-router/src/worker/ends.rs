@@ -21,16 +21,16 @@ impl Worker {
         }
         self.forget_idle(link.pool, slot);
         if let Some(client) = link.client {
-            self.lost_link(client, &link.wire);
+            self.lost_link(client, &link.wire, link.epoch < self.target.epoch);
         }
         self.gave_up(link.pool);
     }
 
-    fn lost_link(&mut self, slot: usize, link: &crate::session::Link) {
+    fn lost_link(&mut self, slot: usize, link: &crate::session::Link, deposed: bool) {
         let Some(client) = self.clients.get_mut(slot) else { return };
         client.link = None;
         client.fresh_link = false;
-        let verdict = loss::lose(&mut client.session, link);
+        let verdict = loss::lose(&mut client.session, link, deposed);
         tracing::debug!(
             told = matches!(verdict, Verdict::Goes(ref bytes) if !bytes.is_empty()),
             said = link.farewell.as_ref().map(|farewell| farewell.code.as_str()),

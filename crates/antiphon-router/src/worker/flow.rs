@@ -15,7 +15,7 @@ use crate::upstream::{Stop, Upstream};
 use crate::wire::messages::{self, Complaint};
 
 /// Room that is kept for bytes that wait, when they have gone.
-const KEPT_BYTES: usize = 4 * 1024;
+const KEPT_BYTES: usize = 512;
 
 /// What a read gave.
 enum Got {

@@ -20,12 +20,14 @@ use std::time::{Duration, Instant};
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
+use socket2::SockRef;
 
 use crate::out::Out;
 use crate::parameters::{Interned, Parameters};
 use crate::session::Session;
 use crate::shared::{ClientId, Note, PoolKey, Shared, Target};
 use crate::statements::Statements;
+use crate::wire::messages::Complaint;
 
 use client::{Client, Phase};
 use link::ServerLink;
@@ -157,6 +159,10 @@ impl Worker {
             }
             self.timers();
         }
+        let farewell = Complaint::fatal("57P01", "the router is ending");
+        for slot in self.clients.iter().map(|(slot, _)| slot).collect::<Vec<_>>() {
+            self.dismiss(slot, &farewell);
+        }
     }
 
     fn link_event(&mut self, slot: usize, event: &mio::event::Event) {
@@ -240,8 +246,9 @@ impl Worker {
         let slot = entry.key();
         let interest = Interest::READABLE | Interest::WRITABLE;
         let registered = self.poll.registry().register(&mut stream, Token(slot << 2 | CLIENT), interest);
-        // Without it small answers wait for acknowledgements of earlier ones.
-        if let Err(error) = registered.and_then(|()| stream.set_nodelay(true)) {
+        // Small answers do not wait for acknowledgements of earlier ones; a client whose host is gone is noticed.
+        let tuned = |()| stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).set_keepalive(true));
+        if let Err(error) = registered.and_then(tuned) {
             tracing::debug!(%error, "a client went before it came");
             return;
         }

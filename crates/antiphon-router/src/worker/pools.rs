@@ -153,7 +153,7 @@ impl Worker {
     fn share(&mut self, number: usize) {
         loop {
             let Some(pool) = self.pools.get_mut(number) else { return };
-            if pool.idle.is_empty() {
+            if pool.idle.is_empty() || self.target.leader.is_none() {
                 return;
             }
             let Some(thread) = pool.budget.next() else { return };
@@ -189,7 +189,11 @@ impl Worker {
         let number = link.pool;
         let Some(pool) = self.pools.get(number) else { return };
         match pool.budget.next() {
-            Some(thread) if self.target.leader.is_some() => self.hand(slot, thread),
+            Some(thread) if self.target.leader.is_some() => {
+                self.hand(slot, thread);
+                // If whoever had the ticket has gone, it is the next one's turn.
+                self.share(number);
+            }
             Some(thread) => {
                 pool.budget.queue(thread);
                 self.set_aside(slot, number);
@@ -197,9 +201,7 @@ impl Worker {
             None if self.grant(slot, number) => {}
             None => {
                 self.set_aside(slot, number);
-                if self.target.leader.is_some() {
-                    self.share(number);
-                }
+                self.share(number);
             }
         }
     }
@@ -277,6 +279,7 @@ impl Worker {
         }
         if !self.grant(slot, number) {
             self.set_aside(slot, number);
+            self.share(number);
         }
     }
 
@@ -292,7 +295,6 @@ impl Worker {
             if !pool.budget.take(self.shared.settings.pool_size) {
                 return self.queue(number);
             }
-            pool.retry_at = None;
             pool.opening += 1;
             if let Err(error) = self.open_link(number, server) {
                 tracing::debug!(%error, %server, "could not begin to connect to a server");
@@ -475,7 +477,9 @@ impl Worker {
                     late.push(id);
                 }
             }
-            if pool.wants() > pool.opening && pool.retry_at.is_none_or(|at| at <= self.now) {
+            if pool.retry_at.is_some_and(|at| at <= self.now) {
+                // Whatever comes of it: what is due for ever would keep the thread awake.
+                pool.retry_at = None;
                 self.open_links(number);
             }
             for id in late {

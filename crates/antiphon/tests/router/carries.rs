@@ -41,6 +41,8 @@ async fn sessions_share_links_and_nothing_else() {
     let c = routed.client().await;
     statements(&[&a, &b, &c]).await;
     settings(&a, &b).await;
+    asked_for(&routed).await;
+    terminated(&b).await;
     copies(&a).await;
     pinned(&routed, &a).await;
     cancelled(&routed).await;
@@ -85,6 +87,33 @@ async fn settings(a: &tokio_postgres::Client, b: &tokio_postgres::Client) {
     let row = a.query_one("SELECT current_setting('work_mem')", &[]).await.unwrap();
     assert_eq!(row.get::<_, &str>(0), "7MB");
     a.batch_execute("COMMIT").await.unwrap();
+}
+
+/// What a client asks for when it connects goes with it, reported by the server or not.
+async fn asked_for(routed: &Routed) {
+    let mut clients = Vec::new();
+    for name in ["a", "b"] {
+        let mut config = routed.config("postgres");
+        config.options(format!("-c search_path={name} -c work_mem=3MB")).application_name(name);
+        let (client, connection) = config.connect(NoTls).await.unwrap();
+        tokio::spawn(connection);
+        clients.push((name, client));
+    }
+    for _ in 0..5 {
+        for (name, client) in &clients {
+            let asked = "SELECT current_setting('search_path'), current_setting('work_mem'), current_setting('application_name')";
+            let row = client.query_one(asked, &[]).await.unwrap();
+            let shown: Vec<&str> = (0..3).map(|column| row.get(column)).collect();
+            assert_eq!(shown, [*name, "3MB", *name]);
+        }
+    }
+}
+
+/// A statement that somebody ends on a server that leads is not begun again.
+async fn terminated(client: &tokio_postgres::Client) {
+    let told = client.batch_execute("SELECT pg_terminate_backend(pg_backend_pid())").await.unwrap_err();
+    assert_eq!(code(&told), "08007", "{told:?}");
+    client.query_one("SELECT 1", &[]).await.unwrap();
 }
 
 async fn copies(client: &tokio_postgres::Client) {

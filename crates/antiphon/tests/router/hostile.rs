@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use super::support::Routed;
+use super::support::{Routed, wait_until};
 
 #[tokio::test]
 async fn malformed_packets_harm_nobody() {
@@ -59,4 +59,42 @@ fn exchange(port: u16, bytes: &[u8]) -> Vec<u8> {
     // A reset after the answer ends it as well.
     let _ = stream.read_to_end(&mut answer);
     answer
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_holds_up_nobody() {
+    let mut routed = Routed::start("unread", 1, "  pool_size: 3\n  threads: 1\n").await;
+    // A result of 2 GB of which nothing is taken: it must wait in the server, not here.
+    let mut greedy = std::process::Command::new("psql")
+        .args(["-h", "127.0.0.1", "-p", &routed.port.to_string(), "-U", "postgres", "-d", "postgres"])
+        .args([
+            "-AtX",
+            "-v",
+            "FETCH_COUNT=1",
+            "-c",
+            "COPY (SELECT repeat('x', 1000) FROM generate_series(1, 2000000)) TO STDOUT",
+        ])
+        .env("PGPASSWORD", antiphon::demo::cluster::PASSWORD)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let client = routed.client().await;
+    wait_until("the result is on its way", Duration::from_secs(20), async || {
+        let asked = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'ClientWrite'";
+        !client.query(asked, &[]).await.unwrap().is_empty()
+    })
+    .await;
+    for _ in 0..100 {
+        client.query_one("SELECT 1", &[]).await.unwrap();
+    }
+    let memory = routed.memory_kib();
+    assert!(memory < 200 * 1024, "the router holds {memory} KiB");
+    greedy.kill().unwrap();
+    greedy.wait().unwrap();
+    wait_until("its link is free again", Duration::from_secs(20), async || {
+        let asked = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'ClientWrite'";
+        client.query(asked, &[]).await.unwrap().is_empty()
+    })
+    .await;
+    assert!(routed.is_up());
 }

@@ -3,6 +3,8 @@
 //!
 //! Every test has members, a router process and clients of its own, on free ports of loopback.
 
+#![allow(clippy::unwrap_used, reason = "a failed assumption of a test is a failed test")]
+
 mod carries;
 mod failover;
 mod hostile;

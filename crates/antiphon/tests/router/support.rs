@@ -115,6 +115,13 @@ impl Routed {
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
+    /// What the router's process holds in memory, in KiB.
+    pub fn memory_kib(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.router.id())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// Whether the router's process still runs.
     pub fn is_up(&mut self) -> bool {
         matches!(self.router.try_wait(), Ok(None))
