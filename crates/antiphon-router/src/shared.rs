@@ -13,6 +13,8 @@ use crate::scram::{Credentials, Verifier};
 use crate::settings::Settings;
 use crate::worker::link::ServerLink;
 
+/// How long a client waits for a link of its own thread before it gets one of another.
+const PATIENCE: Duration = Duration::from_millis(5);
 /// How long a verifier is used without asking again.
 const VERIFIER_FRESH: Duration = Duration::from_secs(5);
 /// Verifiers that are kept.
@@ -123,7 +125,7 @@ pub struct Budget {
     used: AtomicUsize,
     /// Links that nobody uses now, in all threads.
     pub idle: AtomicUsize,
-    tickets: Mutex<VecDeque<u16>>,
+    tickets: Mutex<VecDeque<(u16, Instant)>>,
     tickets_count: AtomicUsize,
     /// The settings that servers report at a login.
     pub greeting: Mutex<Option<Reported>>,
@@ -145,19 +147,25 @@ impl Budget {
     }
 
     /// A client of this thread waits for a link that somebody gives up.
-    pub fn queue(&self, thread: u16) {
-        lock(&self.tickets).push_back(thread);
+    pub fn queue(&self, thread: u16, now: Instant) {
+        lock(&self.tickets).push_back((thread, now));
         self.tickets_count.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Whose turn it is to get a link.
-    pub fn next(&self) -> Option<u16> {
+    /// Who gets a link that `thread` gives up: whoever has waited longest, but one of the thread's own as long as
+    /// no other has waited for [`PATIENCE`]: a link that stays costs no system call and wakes nobody.
+    pub fn next(&self, thread: u16, now: Instant) -> Option<u16> {
         if self.tickets_count.load(Ordering::SeqCst) == 0 {
             return None;
         }
-        let ticket = lock(&self.tickets).pop_front()?;
+        let mut tickets = lock(&self.tickets);
+        let (first, since) = *tickets.front()?;
+        let waited = now.saturating_duration_since(since) >= PATIENCE;
+        let own =
+            if first == thread || waited { None } else { tickets.iter().position(|(of, _)| *of == thread) };
+        let (next, _) = tickets.remove(own.unwrap_or(0))?;
         self.tickets_count.fetch_sub(1, Ordering::SeqCst);
-        Some(ticket)
+        Some(next)
     }
 }
 
@@ -260,8 +268,13 @@ mod tests {
         assert!(budget.take(2) && budget.take(2) && !budget.take(2));
         budget.give_back();
         assert!(budget.take(2));
-        budget.queue(1);
-        budget.queue(0);
-        assert_eq!((budget.next(), budget.next(), budget.next()), (Some(1), Some(0), None));
+        let start = Instant::now();
+        for thread in [1, 0, 0] {
+            budget.queue(thread, start);
+        }
+        assert_eq!(budget.next(0, start), Some(0), "a thread's own first, for a moment");
+        assert_eq!(budget.next(0, start + PATIENCE), Some(1), "and then whoever was first");
+        assert_eq!(budget.next(2, start), Some(0), "whoever has none of its own helps others at once");
+        assert_eq!(budget.next(0, start), None);
     }
 }

@@ -117,7 +117,7 @@ impl Worker {
         }
         // First the tickets, then the look: who puts a link aside does it the other way round.
         for _ in 0..missing {
-            pool.budget.queue(self.number);
+            pool.budget.queue(self.number, self.now);
         }
         pool.tickets += missing;
         if pool.budget.idle.load(Ordering::SeqCst) > pool.idle.len() {
@@ -156,7 +156,7 @@ impl Worker {
             if pool.idle.is_empty() || self.target.leader.is_none() {
                 return;
             }
-            let Some(thread) = pool.budget.next() else { return };
+            let Some(thread) = pool.budget.next(self.number, self.now) else { return };
             let Some(link) = pool.idle.pop_back() else { return };
             pool.budget.idle.fetch_sub(1, Ordering::SeqCst);
             self.hand(link, thread);
@@ -188,14 +188,14 @@ impl Worker {
         }
         let number = link.pool;
         let Some(pool) = self.pools.get(number) else { return };
-        match pool.budget.next() {
+        match pool.budget.next(self.number, self.now) {
             Some(thread) if self.target.leader.is_some() => {
                 self.hand(slot, thread);
                 // If whoever had the ticket has gone, it is the next one's turn.
                 self.share(number);
             }
             Some(thread) => {
-                pool.budget.queue(thread);
+                pool.budget.queue(thread, self.now);
                 self.set_aside(slot, number);
             }
             None if self.grant(slot, number) => {}
@@ -363,7 +363,7 @@ impl Worker {
     pub(super) fn gave_up(&mut self, number: usize) {
         let Some(pool) = self.pools.get(number) else { return };
         pool.budget.give_back();
-        match pool.budget.next() {
+        match pool.budget.next(self.number, self.now) {
             Some(thread) if thread != self.number => self.shared.note(thread, Note::Room(pool.key.clone())),
             Some(_) => {
                 self.redeem(number);
