@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use antiphon_core::Instant;
-use antiphon_core::ha::cluster::Promise;
+use antiphon_core::ha::cluster::{Position, Promise};
 use antiphon_core::ha::decide::decide;
 use antiphon_core::ha::role::Role;
 use antiphon_core::ha::step::Step;
@@ -295,8 +295,8 @@ impl Sim {
                 }
                 self.send(node, Transaction::Publish { member })
             }
-            Step::RenewLease { epoch, expect } => {
-                self.renew(node, epoch, expect);
+            Step::RenewLease { epoch, expect, end } => {
+                self.renew(node, epoch, expect, end);
                 Outcome::Done
             }
             Step::Fence { epoch } => self.fence(node, epoch),
@@ -378,7 +378,7 @@ impl Sim {
         Outcome::Waits
     }
 
-    fn renew(&mut self, node: NodeId, epoch: antiphon_core::Epoch, expect: u64) {
+    fn renew(&mut self, node: NodeId, epoch: antiphon_core::Epoch, expect: u64, end: Option<Position>) {
         let sent = self.nodes[node].clock.local(self.now);
         let Some(agent) = &self.nodes[node].agent else { return };
         if agent.renewing.is_some() {
@@ -386,7 +386,7 @@ impl Sim {
         }
         let count = agent.world.store.lease.as_ref().map_or(0, |lease| lease.value.count) + 1;
         let ttl = agent.world.settings.ttl;
-        let id = self.request(node, Transaction::Renew { epoch, expect, count, ttl });
+        let id = self.request(node, Transaction::Renew { epoch, expect, count, ttl, end });
         let boot = self.nodes[node].boot;
         self.schedule(self.now + COMMIT_DEADLINE, Event::Deadline { node, boot, id });
         if let Some(agent) = &mut self.nodes[node].agent {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use antiphon_core::Epoch;
-use antiphon_core::ha::cluster::{Cause, Cluster, Phase, Promise};
+use antiphon_core::ha::cluster::{Cause, Cluster, Phase, Position, Promise};
 use antiphon_core::ha::world::SyncNames;
 
 use crate::Sim;
@@ -114,7 +114,8 @@ impl Sim {
                 if let Some(old) = old
                     && matches!(old.phase, Phase::Electing { .. })
                 {
-                    self.judge_win(node, old, leader.epoch);
+                    let said = before.lease.as_ref().and_then(|lease| lease.value.end);
+                    self.judge_win(node, old, leader.epoch, said);
                 }
             }
             Phase::Electing { cause, .. } => {
@@ -127,8 +128,8 @@ impl Sim {
         }
     }
 
-    /// An election was won.
-    fn judge_win(&mut self, node: NodeId, old: &Cluster, epoch: Epoch) {
+    /// An election was won. The last leader `said` with its lease how far its WAL reaches.
+    fn judge_win(&mut self, node: NodeId, old: &Cluster, epoch: Epoch, said: Option<Position>) {
         self.judge.elections += 1;
         let Phase::Electing { cause, .. } = &old.phase else { return };
         let accepted = matches!(cause, Cause::Failover { accept_loss: true, .. });
@@ -137,7 +138,7 @@ impl Sim {
             if accepted {
                 self.judge.forced.insert(epoch, self.now);
             }
-            self.forgive(node);
+            self.forgive(node, said.filter(|_| !accepted));
         }
         if self.nodes[node].server.run == Run::Primary {
             // It succeeds itself: the server goes on in the new term.
@@ -146,11 +147,11 @@ impl Sim {
         }
     }
 
-    /// Loss is accepted: what the winner lacks is not asked for any more, if it is little enough.
-    fn forgive(&mut self, node: NodeId) {
+    /// Loss is accepted: what the winner lacks is not asked for any more, if it is little enough by what the last
+    /// leader `said` of its WAL.
+    fn forgive(&mut self, node: NodeId, said: Option<Position>) {
         let Some(end) = self.nodes[node].server.end() else { return };
-        let ttl = u64::try_from(self.store.current.settings.ttl.as_nanos()).unwrap_or(u64::MAX);
-        let (limit, recent) = (self.store.current.settings.maximum_lag_on_failover, ttl * 11 / 10 + 3 * SEC);
+        let limit = self.store.current.settings.maximum_lag_on_failover;
         for branch in 0..self.wal.branches.len() {
             let left = self.wal.branches[branch].parent.map_or(0, |left| left.lsn);
             let kept = self.wal.shared(end, branch).unwrap_or(left);
@@ -160,31 +161,14 @@ impl Sim {
             }
             let lost = |at: Point| at.branch == branch && at.lsn > kept && at.lsn <= protected;
             let lost = self.wal.commits.iter().filter(|commit| lost(commit.at));
-            let lost: Vec<_> = lost.filter_map(|commit| Some((commit.at, commit.acknowledged?))).collect();
-            self.judge.lost += lost.len() as u64;
-            let early = lost.iter().filter(|(_, at)| self.now - at > recent).map(|(at, _)| at.lsn).max();
+            self.judge.lost += lost.filter(|commit| commit.acknowledged.is_some()).count() as u64;
             self.wal.branches[branch].protected = self.wal.shared(end, branch).unwrap_or(0);
-            // A member that has not heard the last leader since it started cannot know how much it lacks.
-            if let Some(early) = early
-                && early - kept > limit
-                && self.has_heard_end(node)
-            {
-                self.violation(format!("I4: {} bytes lost, more than maximum_lag_on_failover", early - kept));
+            let said = said.filter(|said| said.timeline.0 == self.wal.branches[branch].timeline);
+            let lacks = said.map_or(0, |said| said.lsn.0.saturating_sub(kept));
+            if lacks > limit {
+                self.violation(format!("I4: {lacks} bytes lost, more than maximum_lag_on_failover"));
             }
         }
-    }
-
-    /// The winner has heard from the last leader how far its WAL reaches.
-    fn has_heard_end(&self, node: NodeId) -> bool {
-        let Some(cluster) =
-            &self.nodes[node].agent.as_ref().and_then(|agent| agent.world.store.cluster.as_ref())
-        else {
-            return false;
-        };
-        let Phase::Electing { last, .. } = &cluster.value.phase else { return false };
-        let peers = self.nodes[node].agent.as_ref().map(|agent| &agent.world.peers);
-        let beat = peers.and_then(|peers| peers.get(&last.name)?.beat.as_ref());
-        beat.is_some_and(|beat| beat.server.position.is_some_and(|end| end.timeline == last.timeline))
     }
 
     /// An election was opened: by a majority's suspicion, by anyone after the lease has run out, by the leader

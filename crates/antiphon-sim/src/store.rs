@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use antiphon_core::ha::cluster::{Cluster, Lease, Member, Request};
+use antiphon_core::ha::cluster::{Cluster, Lease, Member, Position, Request};
 use antiphon_core::ha::world::Stored;
 use antiphon_core::settings::Settings;
 use antiphon_core::{Epoch, NodeName};
@@ -64,6 +64,8 @@ pub enum Transaction {
         count: u64,
         /// How long it lasts.
         ttl: Duration,
+        /// How far the holder's WAL reaches.
+        end: Option<Position>,
     },
     /// `Step::Publish`.
     Publish {
@@ -127,7 +129,7 @@ fn put(next: &mut Snapshot, revision: u64, by: &NodeName, transaction: &Transact
             next.cluster = Some(Stored { value: (**cluster).clone(), revision });
             if let Some(ttl) = take_lease {
                 let ttl_ms = ttl.as_millis() as u64;
-                let lease = Lease { epoch: cluster.epoch, holder: by.clone(), count: 1, ttl_ms };
+                let lease = Lease { epoch: cluster.epoch, holder: by.clone(), count: 1, ttl_ms, end: None };
                 next.lease = Some(Stored { value: lease, revision });
             }
             if consume_request.is_some() {
@@ -135,9 +137,9 @@ fn put(next: &mut Snapshot, revision: u64, by: &NodeName, transaction: &Transact
             }
         }
         Transaction::DropRequest { .. } => next.request = None,
-        Transaction::Renew { epoch, count, ttl, .. } => {
+        Transaction::Renew { epoch, count, ttl, end, .. } => {
             let ttl_ms = ttl.as_millis() as u64;
-            let lease = Lease { epoch: *epoch, holder: by.clone(), count: *count, ttl_ms };
+            let lease = Lease { epoch: *epoch, holder: by.clone(), count: *count, ttl_ms, end: *end };
             next.lease = Some(Stored { value: lease, revision });
         }
         Transaction::Publish { member } => {

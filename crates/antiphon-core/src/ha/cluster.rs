@@ -210,6 +210,10 @@ pub struct Lease {
     /// How long it lasts from its renewal on, in milliseconds. Part of the record, so that its holder and those
     /// who wait for its end count the same while the setting changes.
     pub ttl_ms: u64,
+    /// How far the holder's WAL reached at the renewal: what a successor may not be too far behind. Heartbeats say
+    /// it, too, and are forgotten when the one who heard them starts anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<Position>,
 }
 
 /// A follower's promise: it streams from no leader of a term below `epoch`, and its WAL ends at `position`.

@@ -201,10 +201,13 @@ fn asynchronous_floor(
     Ok(best)
 }
 
-/// Where the last leader's WAL ended when it last spoke.
+/// Where the last leader's WAL ended when it last spoke, or last renewed its lease.
 fn last_known_end(world: &World, last: &Leader) -> Option<Lsn> {
-    let position = world.peers.get(&last.name)?.beat.as_ref()?.server.position?;
-    (position.timeline == last.timeline).then_some(position.lsn)
+    let beat = world.peers.get(&last.name).and_then(|peer| peer.beat.as_ref());
+    let said = beat.and_then(|beat| beat.server.position);
+    let renewed = world.store.lease.as_ref().and_then(|lease| lease.value.end);
+    let of_its_timeline = |position: &Position| position.timeline == last.timeline;
+    said.into_iter().chain(renewed).filter(of_its_timeline).map(|position| position.lsn).max()
 }
 
 /// Asynchronous mode: the old leader has released the lease, its lease has run out, or it was proven dead.

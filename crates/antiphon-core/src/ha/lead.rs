@@ -5,14 +5,16 @@
 
 use std::time::Duration;
 
-use super::cluster::{Cause, Cluster, Leader, Member, Promise, Serving};
+use super::cluster::{Cause, Cluster, Leader, Member, Position, Promise, Serving};
 use super::decide::{Decision, busy, open_election, with_record};
 use super::elect::{stop, stop_within};
 use super::role::Role;
 use super::step::Step;
 use super::sync::{self, SyncChange};
 use super::why::Why;
-use super::world::{Database, PrimaryServer, Server, StandbyServer, StopMode, Stopped, Stored, Task, World};
+use super::world::{
+    Database, Local, PrimaryServer, Server, StandbyServer, StopMode, Stopped, Stored, Task, World,
+};
 use super::{lease, slots, switchover};
 use crate::Timeline;
 
@@ -113,7 +115,13 @@ fn with_lease(world: &World, cluster: &Stored<Cluster>, leader: &Leader, mut dec
     let due = lease::renew_at(world);
     if world.now >= due {
         // First, and never waited for: whatever else is slow or fails must not cost the lease.
-        decision.steps.insert(0, Step::RenewLease { epoch: leader.epoch, expect: cluster.revision });
+        let end = match &world.local {
+            Local::Database(Database { server: Server::Primary(primary), .. }) => {
+                Some(Position { timeline: primary.timeline, lsn: primary.flushed })
+            }
+            Local::Database(_) | Local::Witness => None,
+        };
+        decision.steps.insert(0, Step::RenewLease { epoch: leader.epoch, expect: cluster.revision, end });
         return decision.waking(world.now + world.settings.ttl / 8);
     }
     decision.waking(due)

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cluster::{Cluster, Member, SyncSet};
+use super::cluster::{Cluster, Member, Position, SyncSet};
 use super::world::{StopMode, SyncNames, Upstream};
 use crate::{Epoch, Lsn, Timeline};
 
@@ -37,6 +37,8 @@ pub enum Step {
         epoch: Epoch,
         /// Revision of the record of leadership.
         expect: u64,
+        /// How far the WAL of the server here reaches, if it accepts writes.
+        end: Option<Position>,
     },
     /// Write this member's own record.
     Publish {

@@ -30,7 +30,7 @@ impl Table {
                     self.store.request = None;
                 }
                 if *take_lease {
-                    self.lease(name, cluster.epoch);
+                    self.lease(name, cluster.epoch, None);
                 }
                 true
             }
@@ -38,10 +38,10 @@ impl Table {
                 self.store.request = None;
                 true
             }
-            Step::RenewLease { epoch, expect } => {
+            Step::RenewLease { epoch, expect, end } => {
                 let current = revision(self.store.cluster.as_ref()) == *expect;
                 if current && self.reaches_store(&self.nodes[name]) {
-                    self.lease(name, *epoch);
+                    self.lease(name, *epoch, *end);
                 }
                 true
             }
@@ -106,9 +106,9 @@ impl Table {
         true
     }
 
-    fn lease(&mut self, name: &NodeName, epoch: antiphon_core::Epoch) {
+    fn lease(&mut self, name: &NodeName, epoch: antiphon_core::Epoch, end: Option<Position>) {
         self.revision += 1;
-        let lease = Lease { epoch, holder: name.clone(), count: self.revision, ttl_ms: 5000 };
+        let lease = Lease { epoch, holder: name.clone(), count: self.revision, ttl_ms: 5000, end };
         self.store.lease = Some(Stored { value: lease, revision: self.revision });
         self.store.lease_since = self.now;
         let until = self.now + self.settings.ttl;

@@ -123,7 +123,10 @@ pub fn world(cluster: Cluster, server: Server) -> World {
         store: StoreView {
             cluster: Some(Stored { value: cluster, revision: 9 }),
             phase_since: NOW - Duration::from_millis(600),
-            lease: Some(Stored { value: Lease { epoch: TERM, holder, count: 7, ttl_ms: 5000 }, revision: 8 }),
+            lease: Some(Stored {
+                value: Lease { epoch: TERM, holder, count: 7, ttl_ms: 5000, end: None },
+                revision: 8,
+            }),
             lease_since: NOW - Duration::from_secs(1),
             members,
             request: None,

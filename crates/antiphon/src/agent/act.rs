@@ -97,7 +97,11 @@ impl Hands {
                     };
                     self.commit(drop).await.map_err(ActError::Store)?;
                 }
-                Step::RenewLease { epoch, expect } => self.renew_lease(*epoch, *expect, records, ttl),
+                Step::RenewLease { epoch, expect, end } => {
+                    let count = records.lease.as_ref().map_or(0, |lease| lease.value.count).wrapping_add(1);
+                    let (holder, ttl_ms) = (self.name.clone(), milliseconds(ttl));
+                    self.renew_lease(Lease { epoch: *epoch, holder, count, ttl_ms, end: *end }, *expect, ttl);
+                }
                 Step::Publish { member } => {
                     let put = (format!("{MEMBERS}{}", member.name), json(member.as_ref()));
                     let publish = Transaction { puts: vec![put], ..Transaction::default() };
@@ -134,6 +138,7 @@ impl Hands {
                 holder: self.name.clone(),
                 count: 1,
                 ttl_ms: milliseconds(ttl),
+                end: None,
             };
             change.puts.push((LEASE.to_owned(), json(&lease)));
         }
@@ -149,18 +154,12 @@ impl Hands {
     }
 
     /// Sends a renewal and does not wait for it; one at a time.
-    fn renew_lease(&mut self, epoch: Epoch, expect: u64, records: &records::Records, ttl: Duration) {
+    fn renew_lease(&mut self, lease: Lease, expect: u64, ttl: Duration) {
         if self.renewing {
             return;
         }
         self.renewing = true;
-        let count = records.lease.as_ref().map_or(0, |lease| lease.value.count);
-        let lease = Lease {
-            epoch,
-            holder: self.name.clone(),
-            count: count.wrapping_add(1),
-            ttl_ms: milliseconds(ttl),
-        };
+        let epoch = lease.epoch;
         let renewal = Transaction {
             expects: vec![(CLUSTER.to_owned(), Expect::At(expect))],
             puts: vec![(LEASE.to_owned(), json(&lease))],
