@@ -6,7 +6,7 @@ ARGS ?=
 FAULTS ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix sim faults bench-failover
+.PHONY: help demo test check fix sim faults bench-failover bench-agent
 
 help: ## list these targets
 	@echo 'Antiphon: make TARGET'
@@ -43,7 +43,7 @@ faults: ## 200 random faults on real clusters in each mode, lost writes counted 
 	@$(SERVERS) toolchain ensure etcd >/dev/null
 	ANTIPHON_FAULTS=$(FAULTS) cargo test -p antiphon --test faults -- --nocapture --test-threads=1 $(ARGS)
 
-bench-failover: ## how long writes stop at each kind of failure, beside Patroni (root; takes hours, ARGS="--runs 2" is shorter)
+bench-failover: ## how long writes stop at each kind of failure, beside Patroni (root; takes hours, ARGS="--runs 5 --peer-runs 2" is shorter)
 	@$(SERVERS) toolchain etcd haproxy net >/dev/null
 	cargo build --release -p antiphon -p antiphon-bench
 	@postgresql=$$($(SERVERS) ensure) && patroni=$$($(SERVERS) patroni) && \

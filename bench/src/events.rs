@@ -12,7 +12,6 @@ use clap::ValueEnum;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
-use crate::Failover;
 use crate::client::{self, Addresses, Writers};
 use crate::net::{Net, Node};
 use crate::process::wait_until;
@@ -71,15 +70,16 @@ impl Event {
 pub(crate) async fn run_all(
     system: &mut dyn System,
     net: &Net,
-    wanted: &Failover,
+    events: &[Event],
+    runs: u32,
     log: &mut Log,
 ) -> anyhow::Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     let mut restarts = 0;
     let ids = Arc::new(AtomicI64::new(1));
     start(system).await?;
-    for event in wanted.events() {
-        for run in 1..=wanted.runs() {
+    for event in events {
+        for run in 1..=runs {
             let result = run_once(system, net, *event, &ids).await;
             let failed = result.is_err();
             let outcome = Outcome::new(system.name(), *event, run, result);

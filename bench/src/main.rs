@@ -46,9 +46,12 @@ enum Question {
 /// What `failover` is asked to do.
 #[derive(Args)]
 pub(crate) struct Failover {
-    /// Runs of each event on each system
+    /// Runs of each event
     #[arg(long, default_value_t = 20)]
     runs: u32,
+    /// Runs of each event on each peer; without it, as many as --runs (a peer's run takes several times as long)
+    #[arg(long)]
+    peer_runs: Option<u32>,
     /// Which systems, one after the other
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["patroni", "patroni-fastest", "antiphon"])]
     systems: Vec<Choice>,
@@ -160,24 +163,16 @@ async fn measure(wanted: &Failover, net: &Net, folder: &std::path::Path) -> anyh
     for choice in &wanted.systems {
         let folder = folder.join(choice.name());
         let mut system = systems::make(*choice, &wanted.programs, net, &folder, Proxy::With)?;
-        results.extend(events::run_all(system.as_mut(), net, wanted, &mut log).await?);
+        let runs = match choice {
+            Choice::Antiphon => wanted.runs,
+            _ => wanted.peer_runs.unwrap_or(wanted.runs),
+        };
+        results.extend(events::run_all(system.as_mut(), net, &wanted.events, runs, &mut log).await?);
     }
     print!("{}", report::table(&results));
     let verdict = report::judge(&results, &wanted.events, wanted.runs);
     println!("{verdict}");
     Ok(ExitCode::from(verdict.code()))
-}
-
-impl Failover {
-    /// Runs of each event on each system.
-    pub(crate) fn runs(&self) -> u32 {
-        self.runs
-    }
-
-    /// The events in the order asked for.
-    pub(crate) fn events(&self) -> &[Event] {
-        &self.events
-    }
 }
 
 impl Programs {

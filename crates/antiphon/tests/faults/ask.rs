@@ -51,6 +51,20 @@ pub(super) async fn until_led_by_another(cluster: &Cluster, before: usize) -> us
     }
 }
 
+/// What a member tells of past promotions once there is one: a new leader writes it down after it leads.
+pub(super) async fn until_recorded(cluster: &Cluster, member: usize) -> String {
+    let started = Instant::now();
+    let mut ticks = tokio::time::interval(Duration::from_millis(50));
+    loop {
+        let history = cluster.get(member, "/history").await.unwrap();
+        if history.as_array().is_some_and(|entries| !entries.is_empty()) {
+            return history.to_string();
+        }
+        assert!(started.elapsed() < PATIENCE, "no promotion was written down");
+        ticks.tick().await;
+    }
+}
+
 pub(super) async fn set(cluster: &Cluster, leader: usize, change: Value) {
     let port = cluster.nodes[leader].api_port;
     let answer = http::patch(port, "/config", &change.to_string(), PATIENCE).await.unwrap();

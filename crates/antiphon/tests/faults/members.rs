@@ -9,8 +9,8 @@ use antiphon::demo::load::Load;
 use serde_json::json;
 
 use super::ask::{
-    PATIENCE, append, connect, says, set, until, until_led_by_another, until_listed, until_streams,
-    write_down,
+    PATIENCE, append, connect, says, set, until, until_led_by_another, until_listed, until_recorded,
+    until_streams, write_down,
 };
 use super::{Scratch, UP_WITHIN, plan};
 
@@ -199,7 +199,7 @@ async fn an_agent_that_is_told_to_end_hands_over_although_a_switchover_waits_for
     assert_eq!(until_led_by_another(&cluster, leader).await, 1 - leader);
     // A server that is stopped before anybody takes over costs the time until it is missed.
     assert!(load.longest_gap(begun) < Duration::from_secs(10), "{:?}", load.longest_gap(begun));
-    let history = cluster.get(1 - leader, "/history").await.unwrap().to_string();
+    let history = until_recorded(&cluster, 1 - leader).await;
     assert!(history.contains("switchover"), "{history}");
     assert_eq!(load.finish(UP_WITHIN).await.unwrap().lost, 0);
     cluster.stop();
