@@ -1,9 +1,7 @@
 //! The client: four connections that insert numbered rows, one acknowledged autocommit insert after the other.
 //!
-//! It is the same program for every system; only the list of addresses differs. It notes when each
+//! It is the same program for every system, and has one address: that of the system's proxy. It notes when each
 //! acknowledgement came and never repeats an insert whose outcome it does not know: an id is written once.
-//! With several addresses it dials all of them at once and takes the first that accepts writes, so that one
-//! dead host costs nothing but its own deadline.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -13,8 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::config::{Config, TargetSessionAttrs};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, Config, NoTls};
 
 const WRITERS: u8 = 4;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,30 +25,6 @@ const WRITE_PAUSE: Duration = Duration::from_millis(2);
 /// How long the writers may take to end once they are told to.
 const STOP_LIMIT: Duration = Duration::from_secs(6);
 const TABLE: &str = "failover_bench";
-
-/// Where the writers connect: one entry an address.
-#[derive(Clone)]
-pub(crate) struct Addresses(Vec<Config>);
-
-impl Addresses {
-    /// Reads one connection string (libpq's keywords) for each address.
-    pub(crate) fn parse(strings: &[String]) -> anyhow::Result<Addresses> {
-        let parse = |text: &String| {
-            text.parse::<Config>().with_context(|| format!("not a connection string: {text}"))
-        };
-        let mut configs: Vec<Config> = strings.iter().map(parse).collect::<anyhow::Result<_>>()?;
-        for config in &mut configs {
-            config.connect_timeout(CONNECT_TIMEOUT).tcp_user_timeout(TCP_USER_TIMEOUT);
-            config.keepalives_idle(Duration::from_secs(1)).application_name("antiphon-bench");
-        }
-        if strings.len() > 1 {
-            configs.iter_mut().for_each(|config| {
-                config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-            });
-        }
-        Ok(Addresses(configs))
-    }
-}
 
 /// Connects once to one address. An error when it is not there within the connect timeout.
 pub(crate) async fn connect(config: &Config) -> anyhow::Result<Client> {
@@ -104,11 +77,14 @@ pub(crate) struct Writers {
 
 impl Writers {
     /// Starts the writers; `next_id` numbers the rows across all runs of a system.
-    pub(crate) fn start(addresses: &Addresses, next_id: &Arc<AtomicI64>) -> Writers {
+    pub(crate) fn start(address: &Config, next_id: &Arc<AtomicI64>) -> Writers {
+        let mut address = address.clone();
+        address.connect_timeout(CONNECT_TIMEOUT).tcp_user_timeout(TCP_USER_TIMEOUT);
+        address.keepalives_idle(Duration::from_secs(1)).application_name("antiphon-bench");
         let seen = Arc::new(Seen::default());
         let mut tasks = JoinSet::new();
         for writer in 0..WRITERS {
-            tasks.spawn(write(i32::from(writer), addresses.clone(), Arc::clone(next_id), Arc::clone(&seen)));
+            tasks.spawn(write(i32::from(writer), address.clone(), Arc::clone(next_id), Arc::clone(&seen)));
         }
         Writers { seen, tasks }
     }
@@ -156,10 +132,10 @@ pub(crate) fn longest_gap(acks: &[Ack], event: Instant) -> Option<Duration> {
 }
 
 /// One writer: connects, inserts until an error, connects again, until it is told to stop.
-async fn write(writer: i32, addresses: Addresses, next_id: Arc<AtomicI64>, seen: Arc<Seen>) {
+async fn write(writer: i32, address: Config, next_id: Arc<AtomicI64>, seen: Arc<Seen>) {
     let mut sequence = 0;
     while !seen.stop.load(Ordering::Relaxed) {
-        let Some(client) = dial_all(&addresses, &seen).await else { return };
+        let Some(client) = dial(&address, &seen).await else { return };
         if insert_until_error(&client, writer, &mut sequence, &next_id, &seen).await.is_err() {
             seen.errors.fetch_add(1, Ordering::Relaxed);
             sleep(RECONNECT_PAUSE).await;
@@ -187,23 +163,10 @@ async fn insert_until_error(
     Ok(())
 }
 
-/// Dials every address again and again until one accepts writes; nothing when told to stop.
-async fn dial_all(addresses: &Addresses, seen: &Arc<Seen>) -> Option<Client> {
-    let mut dials = JoinSet::new();
-    for config in &addresses.0 {
-        dials.spawn(dial(config.clone(), Arc::clone(seen)));
-    }
-    while let Some(ended) = dials.join_next().await {
-        if let Ok(Some(client)) = ended {
-            return Some(client);
-        }
-    }
-    None
-}
-
-async fn dial(config: Config, seen: Arc<Seen>) -> Option<Client> {
+/// Dials again and again until it is let in; nothing when told to stop.
+async fn dial(address: &Config, seen: &Seen) -> Option<Client> {
     while !seen.stop.load(Ordering::Relaxed) {
-        if let Ok(client) = connect(&config).await {
+        if let Ok(client) = connect(address).await {
             return Some(client);
         }
         sleep(RECONNECT_PAUSE).await;

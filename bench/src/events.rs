@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
-use crate::client::{self, Addresses, Writers};
+use crate::client::{self, Writers};
 use crate::net::{Net, Node};
 use crate::process::wait_until;
 use crate::report::{Log, Outcome};
@@ -144,8 +144,7 @@ async fn run_once(
     ids: &Arc<AtomicI64>,
 ) -> anyhow::Result<Measured> {
     let from = whole(system).await?;
-    let addresses = Addresses::parse(&system.writer_dsn())?;
-    let writers = Writers::start(&addresses, ids);
+    let writers = Writers::start(&systems::proxied()?, ids);
     wait_until("writes do not flow before the event", RECOVERY_LIMIT, || async {
         flows(&writers, Instant::now() - WARM).then_some(()).ok_or_else(|| "no steady writes yet".into())
     })

@@ -70,17 +70,22 @@ pub(crate) struct Failover {
 #[derive(Args)]
 pub(crate) struct Programs {
     /// PostgreSQL's bin directory (scripts/servers.sh ensure)
-    #[arg(long)]
+    #[arg(long, value_parser = from_here)]
     postgresql: PathBuf,
     /// Patroni's bin directory (scripts/servers.sh patroni)
-    #[arg(long)]
+    #[arg(long, value_parser = from_here)]
     patroni: Option<PathBuf>,
     /// The antiphon binary; without it, the one beside this program
-    #[arg(long)]
+    #[arg(long, value_parser = from_here)]
     antiphon: Option<PathBuf>,
     /// Keep the nodes' directories, logs included, and say where they are
     #[arg(long)]
     keep: bool,
+}
+
+/// A path as given from the present folder; servers are started in folders of their own.
+fn from_here(given: &str) -> std::io::Result<PathBuf> {
+    std::path::absolute(given)
 }
 
 /// Names the network to the program's second self, which runs inside it.

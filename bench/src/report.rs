@@ -104,15 +104,18 @@ struct Summary {
     /// Ascending; a run without recovery counts as endless.
     outages_ms: Vec<u64>,
     lost: usize,
+    /// Errors that clients saw.
+    errors: u64,
     failed: usize,
 }
 
 impl Summary {
     fn of(outcomes: &[Outcome], system: &str, event: Event) -> Summary {
-        let mut summary = Summary { runs: 0, outages_ms: Vec::new(), lost: 0, failed: 0 };
+        let mut summary = Summary { runs: 0, outages_ms: Vec::new(), lost: 0, errors: 0, failed: 0 };
         for outcome in outcomes.iter().filter(|o| o.system == system && o.event == event) {
             summary.runs += 1;
             summary.lost += outcome.lost;
+            summary.errors += outcome.client_errors;
             summary.failed += usize::from(outcome.failed.is_some());
             if outcome.failed.is_none() {
                 summary.outages_ms.push(outcome.outage_ms.unwrap_or(u64::MAX));
@@ -139,7 +142,7 @@ pub(crate) fn table(outcomes: &[Outcome]) -> String {
         rows.insert((outcome.event.words(), outcome.system.as_str()), outcome.event);
     }
     let mut text = String::new();
-    let head = ["event", "system", "runs", "median", "worst", "ratio", "lost", "failed"];
+    let head = ["event", "system", "runs", "median", "worst", "ratio", "lost", "errors", "failed"];
     line(&mut text, &head.map(String::from));
     for ((words, system), event) in rows {
         let own = Summary::of(outcomes, Choice::Antiphon.name(), event).median();
@@ -151,21 +154,21 @@ pub(crate) fn table(outcomes: &[Outcome]) -> String {
             _ => "-".into(),
         };
         let show = |outage: Option<u64>| outage.map_or("-".into(), seconds);
-        let (runs, lost, failed) = (summary.runs, summary.lost, summary.failed);
+        let counts = [summary.lost.to_string(), summary.errors.to_string(), summary.failed.to_string()];
         let (median, worst) = (show(summary.median()), show(summary.worst()));
-        let cells = [words.into(), system.into(), runs.to_string(), median, worst, ratio];
-        let [a, b, c, d, e, f] = cells;
-        line(&mut text, &[a, b, c, d, e, f, lost.to_string(), failed.to_string()]);
+        let [lost, errors, failed] = counts;
+        let runs = summary.runs.to_string();
+        line(&mut text, &[words.into(), system.into(), runs, median, worst, ratio, lost, errors, failed]);
     }
     text
 }
 
-fn line(text: &mut String, cells: &[String; 8]) {
-    let [event, system, runs, median, worst, ratio, lost, failed] = cells;
+fn line(text: &mut String, cells: &[String; 9]) {
+    let [event, system, runs, median, worst, ratio, lost, errors, failed] = cells;
     // Writing to a String cannot fail.
     let _always_ok = writeln!(
         text,
-        "{event:<28} {system:<16} {runs:>4} {median:>9} {worst:>9} {ratio:>6} {lost:>5} {failed:>6}"
+        "{event:<28} {system:<16} {runs:>4} {median:>9} {worst:>9} {ratio:>6} {lost:>5} {errors:>7} {failed:>6}"
     );
 }
 

@@ -28,6 +28,8 @@ use crate::process::{self, server_folder};
 pub(crate) const POSTGRES_PORT: u16 = 5432;
 /// The port of the REST API on every node.
 pub(crate) const REST_PORT: u16 = 8008;
+/// The port of the proxy beside the client.
+const PROXY_PORT: u16 = 5000;
 /// The name of the cluster.
 pub(crate) const SCOPE: &str = "bench";
 const REST_LIMIT: Duration = Duration::from_secs(3);
@@ -46,8 +48,6 @@ pub(crate) trait System: Send + Sync {
     async fn start_node(&mut self, node: Node) -> anyhow::Result<()>;
     /// Hands leadership over as an operator would; returns when the command has ended.
     async fn switchover(&self, leader: Node, candidate: Node) -> anyhow::Result<()>;
-    /// Connection strings of the addresses a client is given.
-    fn writer_dsn(&self) -> Vec<String>;
     /// Where the node's data directory is.
     fn data_folder(&self, node: Node) -> PathBuf;
     /// Programs on a node that do not die with the agent and PostgreSQL.
@@ -78,7 +78,7 @@ impl Choice {
     }
 }
 
-/// Whether the proxy is started that a system's clients connect through, if it has one.
+/// Whether the proxy is started that a system's clients connect through.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Proxy {
     /// It is: writes are measured.
@@ -101,7 +101,7 @@ pub(crate) fn make(
     let timing = match choice {
         Choice::Patroni => patroni::Timing { ttl: 30, loop_wait: 10, retry_timeout: 10 },
         Choice::PatroniFastest => patroni::Timing { ttl: 20, loop_wait: 1, retry_timeout: 3 },
-        Choice::Antiphon => return Ok(Box::new(antiphon::Antiphon::new(place, wanted.antiphon()?))),
+        Choice::Antiphon => return Ok(Box::new(antiphon::Antiphon::new(place, wanted.antiphon()?, proxy))),
     };
     let bin = wanted.patroni().context("no Patroni: name its bin directory with --patroni")?;
     Ok(Box::new(patroni::Patroni::new(choice.name(), place, bin, timing, proxy)))
@@ -156,6 +156,11 @@ pub(crate) fn direct(node: Node) -> anyhow::Result<Config> {
     let mut config: Config = text.parse()?;
     config.connect_timeout(REST_LIMIT);
     Ok(config)
+}
+
+/// A connection through the proxy beside the client.
+pub(crate) fn proxied() -> anyhow::Result<Config> {
+    Ok(format!("host=127.0.0.1 port={PROXY_PORT} user=postgres dbname=postgres").parse()?)
 }
 
 /// Kills (SIGKILL) the postmaster of a data directory, and nothing but it.

@@ -1,4 +1,4 @@
-//! Antiphon on three nodes: its own store, no proxy. The client is given the three addresses.
+//! Antiphon on three nodes: its own store, and its own router beside the client.
 //!
 //! It is set up by the same kind of file as Patroni, at its defaults, in quorum mode.
 
@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use async_trait::async_trait;
-use tokio::process::Child;
+use tokio::process::{Child, Command};
 
-use super::{POSTGRES_PORT, Place, REST_PORT, SCOPE, System, postgresql_section, request};
+use super::{PROXY_PORT, Place, Proxy, REST_PORT, SCOPE, System, postgresql_section, request};
 use crate::net::Node;
 use crate::process::{kill_and_reap, start};
 
@@ -20,13 +20,14 @@ const SWITCHOVER_LIMIT: Duration = Duration::from_secs(120);
 pub(crate) struct Antiphon {
     place: Place,
     program: PathBuf,
+    proxy: Proxy,
     processes: Vec<Child>,
 }
 
 impl Antiphon {
     /// Antiphon from this binary, not started yet.
-    pub(crate) fn new(place: Place, program: PathBuf) -> Antiphon {
-        Antiphon { place, program, processes: Vec::new() }
+    pub(crate) fn new(place: Place, program: PathBuf, proxy: Proxy) -> Antiphon {
+        Antiphon { place, program, proxy, processes: Vec::new() }
     }
 
     /// The binary as the server user can run it: the checkout may lie where that user cannot look.
@@ -56,6 +57,19 @@ impl Antiphon {
             postgresql = postgresql_section(&self.place, node)
         )
     }
+
+    fn start_router(&mut self) -> anyhow::Result<()> {
+        let agents = Node::ALL.map(|node| format!("'{}:{REST_PORT}'", node.address())).join(", ");
+        let settings = format!(
+            "scope: {SCOPE}\nrouter:\n  listen: 127.0.0.1:{PROXY_PORT}\n  agents: [{agents}]\n  auth_type: trust\n"
+        );
+        let file = self.place.folder.join("router.yml");
+        std::fs::write(&file, settings)?;
+        let mut command = Command::new(self.copy_of_program());
+        command.arg("run").arg(&file);
+        self.processes.push(start(command, &self.place.folder.join("router.log"))?);
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -72,7 +86,10 @@ impl System for Antiphon {
             std::fs::write(self.file(node), self.settings(node))?;
             self.start_node(node).await?;
         }
-        Ok(())
+        match self.proxy {
+            Proxy::With => self.start_router(),
+            Proxy::Without => Ok(()),
+        }
     }
 
     async fn start_node(&mut self, node: Node) -> anyhow::Result<()> {
@@ -86,13 +103,6 @@ impl System for Antiphon {
         // What `antiphon switchover` sends.
         let body = format!("{{\"leader\": \"{leader}\", \"candidate\": \"{candidate}\"}}");
         request(leader, "POST", "/switchover", &body, SWITCHOVER_LIMIT).await.map(drop)
-    }
-
-    fn writer_dsn(&self) -> Vec<String> {
-        let dsn = |node: Node| {
-            format!("host={} port={POSTGRES_PORT} user=postgres dbname=postgres", node.address())
-        };
-        Node::ALL.map(dsn).to_vec()
     }
 
     fn data_folder(&self, node: Node) -> PathBuf {

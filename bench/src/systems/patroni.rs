@@ -10,11 +10,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::process::{Child, Command};
 
-use super::{POSTGRES_PORT, Place, Proxy, REST_PORT, SCOPE, System, postgresql_section};
+use super::{POSTGRES_PORT, PROXY_PORT, Place, Proxy, REST_PORT, SCOPE, System, postgresql_section};
 use crate::net::Node;
 use crate::process::{kill_and_reap, run, start};
 
-const PROXY_PORT: u16 = 5000;
 const SWITCHOVER_LIMIT: Duration = Duration::from_secs(120);
 
 /// Patroni's three intervals, in seconds.
@@ -137,10 +136,6 @@ impl System for Patroni {
         let said = run(command, SWITCHOVER_LIMIT).await?;
         anyhow::ensure!(said.contains("Successfully switched over"), "patronictl says: {}", said.trim());
         Ok(())
-    }
-
-    fn writer_dsn(&self) -> Vec<String> {
-        vec![format!("host=127.0.0.1 port={PROXY_PORT} user=postgres dbname=postgres")]
     }
 
     fn data_folder(&self, node: Node) -> PathBuf {
