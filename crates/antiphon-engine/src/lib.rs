@@ -21,7 +21,7 @@ pub mod pg;
 pub use pg::Postgres;
 pub use pg::knock::server_knock;
 pub use pg::process::kill_server;
-pub use pg::settings::{Credentials, PgSettings};
+pub use pg::settings::{Credentials, PgSettings, ReplicaCommand, ReplicaMethod};
 
 /// Why an operation was not done.
 #[derive(Debug, Error)]

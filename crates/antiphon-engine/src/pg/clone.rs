@@ -1,18 +1,21 @@
-//! A base backup of another member, built beside the data directory and put in its place when complete.
+//! A copy of another member: by a base backup, or by commands of the user's.
 //!
-//! The old directory is untouched until the new one is whole and durable; then it is renamed away, and
-//! removed only if it was not to be kept. What an earlier attempt left is removed by the next one.
+//! A base backup is built beside the data directory. That is untouched until the new one is whole and durable; then it
+//! is renamed away, and removed only if it was not to be kept. A command fills the data directory itself, because only
+//! it knows where its backups go. What an earlier attempt left is removed by the next one.
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::control::{self, Directory};
+use super::control::{self, Directory, Facts};
 use super::files::{self, Paths};
-use super::{Inner, config, initialise, tool};
-use crate::EngineError;
+use super::settings::{ReplicaCommand, ReplicaMethod};
+use super::{Inner, config, initialise, scripts, tool};
+use crate::{EngineError, sentence};
 
 impl Inner {
     pub(super) async fn clone_from(
@@ -20,8 +23,38 @@ impl Inner {
         address: &str,
         keep_old: bool,
     ) -> Result<(), EngineError> {
+        let what = "copy another member";
+        let settings = self.settings();
+        let mut outcome = Err(EngineError::Failed {
+            what: what.to_owned(),
+            reason: "create_replica_methods names none".to_owned(),
+        });
+        for method in &settings.replica_methods {
+            if let Err(error) = &outcome {
+                tracing::debug!(error = sentence(error), ?method, "trying the next way to copy");
+            }
+            let old = self.directory_at_rest(what).await?;
+            // What is half-built is not worth keeping.
+            let keep_old = keep_old && !old.half_built;
+            outcome = match method {
+                ReplicaMethod::BaseBackup => self.base_backup(address, &old, keep_old).await,
+                ReplicaMethod::Command(command) => self.copy_by(command, address, keep_old).await,
+            };
+            match &outcome {
+                Ok(()) => break,
+                Err(error) => tracing::warn!(error = sentence(error), "a way to copy another member failed"),
+            }
+        }
+        outcome
+    }
+
+    async fn base_backup(
+        self: &Arc<Self>,
+        address: &str,
+        old: &Facts,
+        keep_old: bool,
+    ) -> Result<(), EngineError> {
         let what = "take a base backup";
-        let old = self.directory_at_rest(what).await?;
         let major = match &old.directory {
             Directory::Data { major, .. } => Some(*major),
             Directory::Absent | Directory::Foreign(_) => None,
@@ -45,9 +78,47 @@ impl Inner {
             }
         })
         .await?;
+        self.finish_copy(target, keep_old).await
+    }
+
+    /// Patroni's contract: the command fills the data directory from wherever it likes.
+    async fn copy_by(
+        self: &Arc<Self>,
+        method: &ReplicaCommand,
+        address: &str,
+        keep_old: bool,
+    ) -> Result<(), EngineError> {
+        let settings = self.settings();
+        let (program, words) = scripts::words(&method.command)?;
+        self.write_passwords().await?;
+        let keep_data = method.keep_data;
+        let what = "make room for a copy";
+        self.change_directory(what, move |paths| make_room(paths, keep_old, keep_data)).await?;
+        let mut command = tool::command(Path::new(&program), &self.paths.state, &self.paths.passwords());
+        command.args(words);
+        if !method.no_params {
+            let user = initialise::percent_encoded(&settings.replication.username);
+            let given = [
+                ("scope", settings.scope.clone()),
+                ("role", "replica".to_owned()),
+                ("datadir", self.paths.data.display().to_string()),
+                ("connstring", format!("postgres://{user}@{address}/postgres")),
+            ];
+            let own = method.options.iter().map(|(name, value)| (name.as_str(), value.clone()));
+            command.args(given.into_iter().chain(own).map(|(name, value)| format!("--{name}={value}")));
+        }
+        self.say(format!("copying by {}", method.name));
+        let inner = Arc::clone(self);
+        let name = method.name.clone();
+        let what = format!("copy by {}", method.name);
+        tool::run(&what, command, move |line| inner.say(format!("copying by {name}: {line}"))).await?;
+        self.finish_copy(self.paths.data.clone(), false).await
+    }
+
+    async fn finish_copy(&self, target: PathBuf, keep_old: bool) -> Result<(), EngineError> {
         self.say("putting the new data directory in place".to_owned());
         let expected = super::lock(&self.expected).clone();
-        self.change_directory("put the base backup in place", move |paths| {
+        self.change_directory("put the copy in place", move |paths| {
             put_in_place(paths, &target, keep_old, expected.as_deref())
         })
         .await
@@ -92,16 +163,37 @@ fn prepare(paths: &Paths, keep_old: bool) -> io::Result<PathBuf> {
         return Ok(beside);
     }
     if paths.data.join("PG_VERSION").exists() && keep_old {
-        return Err(io::Error::other(format!(
-            "{} cannot be renamed (a mount point, or its parent is not writable) and holds data that is to be kept: \
-             move its content away by hand",
-            paths.data.display()
-        )));
+        return Err(cannot_rename(paths));
     }
     // Built in place, so it is half-built from here on.
     files::write_durably(&paths.clone_journal(), b"clone\n", 0o600)?;
     initialise::clear(&paths.data)?;
     Ok(paths.data.clone())
+}
+
+fn cannot_rename(paths: &Paths) -> io::Error {
+    io::Error::other(format!(
+        "{} cannot be renamed (a mount point, or its parent is not writable) and holds data that is to be kept: \
+         move its content away by hand",
+        paths.data.display()
+    ))
+}
+
+/// Prepares the data directory for a command that fills it: empty, or as it was.
+fn make_room(paths: &Paths, keep_old: bool, keep_data: bool) -> io::Result<()> {
+    if keep_old && paths.data.join("PG_VERSION").exists() {
+        if !can_rename(&paths.data) {
+            return Err(cannot_rename(paths));
+        }
+        let aside = put_aside(paths)?;
+        tracing::warn!(kept = ?aside, "kept the old data directory");
+    }
+    files::write_durably(&paths.clone_journal(), b"clone\n", 0o600)?;
+    match fs::DirBuilder::new().mode(0o700).create(&paths.data) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        Err(_) if keep_data => Ok(()),
+        Ok(()) | Err(_) => initialise::clear(&paths.data),
+    }
 }
 
 /// Makes the complete base backup the data directory.
@@ -110,7 +202,7 @@ fn put_in_place(paths: &Paths, new: &Path, keep_old: bool, expected: Option<&str
     let control = control::parse(&bytes).map_err(io::Error::other)?;
     if expected.is_some_and(|expected| expected != control.system_identifier) {
         return Err(io::Error::other(format!(
-            "the base backup has the system identifier {} and this cluster another: wrong address?",
+            "the copy has the system identifier {} and this cluster another: wrong address?",
             control.system_identifier
         )));
     }

@@ -15,7 +15,7 @@ use super::control::{self, Directory};
 use super::files;
 use super::settings::{Credentials, PgSettings};
 use super::sql::within;
-use super::{Inner, QUICK, tool};
+use super::{Inner, QUICK, scripts, tool};
 use crate::EngineError;
 
 /// The longest that a statement of the bootstrap may take.
@@ -123,9 +123,8 @@ impl Inner {
     /// Patroni's contract: the script's last argument is a connection URL; its failure fails the bootstrap.
     async fn post_bootstrap(&self, settings: &PgSettings) -> Result<(), EngineError> {
         let Some(script) = &settings.post_bootstrap else { return Ok(()) };
-        let mut words = script.split_whitespace();
-        let program = Path::new(words.next().unwrap_or_default());
-        let mut command = tool::command(program, &self.paths.state, &self.paths.passwords());
+        let (program, words) = scripts::words(script)?;
+        let mut command = tool::command(Path::new(&program), &self.paths.state, &self.paths.passwords());
         let folder = config::socket_folders(&self.paths, settings).into_iter().next().unwrap_or_default();
         let user = percent_encoded(&settings.superuser.username);
         let (host, port) = (percent_encoded(&folder), settings.port);
@@ -147,7 +146,7 @@ fn create_role(role: &Credentials, attributes: &str) -> String {
     format!("CREATE ROLE {name} LOGIN {attributes}{password}")
 }
 
-fn percent_encoded(text: &str) -> String {
+pub(super) fn percent_encoded(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
         _ => format!("%{byte:02X}"),

@@ -21,6 +21,7 @@ pub mod process;
 mod promote;
 mod receiver;
 mod rewind;
+mod scripts;
 pub mod settings;
 mod slots;
 mod sql;

@@ -44,6 +44,7 @@ impl Inner {
         if epoch < fenced {
             return Err(EngineError::Fenced { asked: epoch, fenced });
         }
+        self.pre_promote().await?;
         let sync = config::sync_text(sync);
         let mut role = self.role.lock().await;
         let next = Role { upstream: None, sync: sync.clone(), ..role.clone() };

@@ -53,6 +53,30 @@ pub struct Callbacks {
     pub on_reload: Option<String>,
 }
 
+/// How a copy of another member is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplicaMethod {
+    /// By pg_basebackup from that member.
+    BaseBackup,
+    /// By a command of the user's, from a backup for example.
+    Command(ReplicaCommand),
+}
+
+/// A command that fills the data directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaCommand {
+    /// What it is called in the node file.
+    pub name: String,
+    /// The command line.
+    pub command: String,
+    /// It is to find the data directory as it was, unless that must be kept aside.
+    pub keep_data: bool,
+    /// It is not given `--scope`, `--role`, `--datadir`, `--connstring` and `options`.
+    pub no_params: bool,
+    /// Its own options: given as `--name=value`.
+    pub options: BTreeMap<String, String>,
+}
+
 /// All that the engine knows about the server it looks after.
 #[derive(Clone, Debug)]
 pub struct PgSettings {
@@ -90,6 +114,8 @@ pub struct PgSettings {
     pub pg_ident: Option<Vec<String>>,
     /// Further arguments of `initdb`.
     pub initdb: Vec<String>,
+    /// How copies are made: the first way that succeeds, at least one.
+    pub replica_methods: Vec<ReplicaMethod>,
     /// Further arguments of `pg_basebackup`.
     pub basebackup: Vec<String>,
     /// How long a start may take before its task counts as failed (the server goes on starting).
@@ -98,6 +124,10 @@ pub struct PgSettings {
     pub failure_timeout: Duration,
     /// Command called after the bootstrap with a connection URL as its last argument.
     pub post_bootstrap: Option<String>,
+    /// Command that must succeed before a promotion.
+    pub pre_promote: Option<String>,
+    /// Command that runs to its end before the server is stopped, unless it must stop at once.
+    pub before_stop: Option<String>,
     /// Scripts to call.
     pub callbacks: Callbacks,
 }
@@ -133,10 +163,13 @@ impl PgSettings {
             pg_hba: None,
             pg_ident: None,
             initdb: Vec::new(),
+            replica_methods: vec![ReplicaMethod::BaseBackup],
             basebackup: Vec::new(),
             start_timeout: Duration::from_secs(60),
             failure_timeout: Duration::from_secs(1),
             post_bootstrap: None,
+            pre_promote: None,
+            before_stop: None,
             callbacks: Callbacks::default(),
         }
     }

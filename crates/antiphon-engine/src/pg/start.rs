@@ -23,7 +23,7 @@ use super::files::{self, Paths};
 use super::process::{self, Processes};
 use super::sql::{self, value, within};
 use super::{Inner, QUICK, lock};
-use crate::{Change, EngineError, sentence};
+use crate::{Change, EngineError};
 
 /// Time between two tries to connect to a starting server.
 const TRY: Duration = Duration::from_millis(20);
@@ -166,6 +166,9 @@ impl Inner {
     pub(super) async fn stop(&self, mode: StopMode) -> Result<(), EngineError> {
         let mut events = self.events.subscribe();
         let ran = self.process.processes() != Processes::None;
+        if mode == StopMode::Fast && matches!(self.process.processes(), Processes::Running { .. }) {
+            self.before_stop().await;
+        }
         self.process.expect_exit();
         match (self.process.processes(), mode) {
             (Processes::Running { .. }, StopMode::Fast) => self.process.signal(Signal::INT),
@@ -264,29 +267,6 @@ impl Inner {
             Some(_) => self.call_back(|callbacks| callbacks.on_role_change.clone(), "on_role_change", role),
             None => self.call_back(|callbacks| callbacks.on_start.clone(), "on_start", role),
         }
-    }
-
-    /// Runs a script in the background; its errors are only logged.
-    pub(super) fn call_back(
-        &self,
-        choose: impl FnOnce(&super::settings::Callbacks) -> Option<String>,
-        action: &'static str,
-        role: &'static str,
-    ) {
-        let settings = self.settings();
-        let Some(script) = choose(&settings.callbacks) else { return };
-        tokio::spawn(async move {
-            let mut words = script.split_whitespace();
-            let mut command = tokio::process::Command::new(words.next().unwrap_or_default());
-            command.args(words).args([action, role, &settings.scope]).stdin(std::process::Stdio::null());
-            match command.kill_on_drop(true).status().await {
-                Ok(status) if status.success() => tracing::debug!(script, action, "called back"),
-                Ok(status) => tracing::warn!(script, action, %status, "a callback failed"),
-                Err(error) => {
-                    tracing::warn!(script, action, error = sentence(&error), "a callback could not run");
-                }
-            }
-        });
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use antiphon_core::ha::cluster::Position;
 use antiphon_core::ha::world::{Server, StopMode, SyncNames, Task, Upstream};
 use antiphon_core::{Epoch, Lsn, Timeline};
-use antiphon_engine::{Change, Engine, EngineError, Work};
+use antiphon_engine::{Change, Engine, EngineError, ReplicaCommand, ReplicaMethod, Work};
 
 use crate::support::{Member, any_of, has_program, run};
 
@@ -277,5 +277,98 @@ fn alter_system_cannot_undo_a_fence() {
         standby.stop(StopMode::Fast).await;
         standby.done(Work::StartStandby { upstream: None }).await;
         standby.standby(|standby| !standby.receiving && standby.position.is_some()).await;
+    });
+}
+
+#[test]
+fn a_promotion_needs_its_script_and_a_stop_waits_for_its_own() {
+    run(async |place| {
+        let first = place.primary("n1").await;
+        let mut settings = place.standby("n2", &first, 1).await.settings;
+        let path = |name: &str| place.folder.join(name);
+        let is_there = |name: &str| path(name).exists();
+        settings.pre_promote = Some(format!("sh -c 'test -e {}'", path("allowed").display()));
+        settings.before_stop = Some(format!("sh -c 'touch {}; exit 1'", path("asked").display()));
+        settings.callbacks.on_role_change = Some(format!("sh -c 'echo $* > {}' -", path("told").display()));
+        let second = Member::open(settings);
+        second.standby(|standby| standby.streaming).await;
+
+        let seen = second.ended(promote(2, SyncNames::Nobody)).await;
+        let failed = seen.failed.expect("the script is against it");
+        assert!(failed.error.contains("pre_promote"), "{}", failed.error);
+        assert!(matches!(seen.server, Server::Standby(_)), "{:?}", seen.server);
+
+        fs::write(path("allowed"), "").expect("written");
+        second.done(promote(2, SyncNames::Nobody)).await;
+        second
+            .until(|_| {
+                fs::read_to_string(path("told")).is_ok_and(|said| said == "on_role_change primary test\n")
+            })
+            .await;
+
+        second.stop(StopMode::Immediate).await;
+        assert!(!is_there("asked"), "nobody waits before a stop at once");
+        second.done(Work::StartPrimary { epoch: Epoch(2), sync: SyncNames::Nobody }).await;
+        second.stop(StopMode::Fast).await;
+        assert!(is_there("asked"));
+    });
+}
+
+/// A command that gets the engine's words from `$1` on.
+fn shell(name: &str, script: &str) -> ReplicaCommand {
+    let command = format!("sh -c '{script}' -");
+    ReplicaCommand { name: name.into(), command, ..ReplicaCommand::default() }
+}
+
+#[test]
+fn a_copy_is_made_by_the_first_command_that_can_and_keeps_what_it_must() {
+    run(async |place| {
+        let first = place.primary("n1").await;
+        let backup = place.standby("n2", &first, 1).await;
+        backup.stop(StopMode::Fast).await;
+        let said = place.folder.join("said");
+        let copy = format!(
+            "echo \"$*\" > {}; cp -a {}/. \"${{3#--datadir=}}\"",
+            said.display(),
+            backup.settings.data_dir.display()
+        );
+        let mut settings = place.member("n3").settings;
+        let mut broken = shell("broken", "echo junk > \"${3#--datadir=}\"/junk; exit 1");
+        broken.options.insert("repo".into(), "2".into());
+        settings.replica_methods =
+            vec![ReplicaMethod::Command(broken), ReplicaMethod::Command(shell("copy", &copy))];
+        let third = Member::open(settings.clone());
+        third.done(Work::Clone { address: first.address(), keep_old: false }).await;
+        let expected = format!(
+            "--scope=test --role=replica --datadir={} --connstring=postgres://replicator@{}/postgres\n",
+            settings.data_dir.display(),
+            first.address()
+        );
+        assert_eq!(fs::read_to_string(&said).expect("it was run"), expected);
+        assert!(!settings.data_dir.join("junk").exists());
+        first.engine.slots(&[("n3".into(), None)], &[], &[]).await.expect("a slot");
+        third.done(Work::StartStandby { upstream: Some(first.as_upstream(1)) }).await;
+        third.standby(|standby| standby.streaming).await;
+        third.stop(StopMode::Fast).await;
+        drop(third);
+
+        let restore = ReplicaCommand {
+            keep_data: true,
+            no_params: true,
+            ..shell("restore", "test $# = 0 && test -e n3/PG_VERSION")
+        };
+        let folder = format!("cd {} && ", place.folder.display());
+        let restore = ReplicaCommand {
+            command: restore.command.replace("test $#", &format!("{folder}test $#")),
+            ..restore
+        };
+        settings.replica_methods = vec![ReplicaMethod::Command(restore)];
+        let third = Member::open(settings.clone());
+        third.done(Work::Clone { address: first.address(), keep_old: false }).await;
+        let seen = third.ended(Work::Clone { address: first.address(), keep_old: true }).await;
+        assert!(seen.failed.expect("nothing was there").error.contains("restore"));
+        let kept = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("n3.old-");
+        assert!(fs::read_dir(&place.folder).expect("its folder").flatten().any(|entry| kept(&entry)));
+        assert!(third.engine.observe().await.half_built, "what a command left is not started");
     });
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use antiphon_core::ha::cluster::{FORMAT, Member, Tags};
 use antiphon_core::settings::Settings;
-use antiphon_engine::{Credentials, Engine, PgSettings, Postgres};
+use antiphon_engine::{Credentials, Engine, PgSettings, Postgres, ReplicaCommand, ReplicaMethod};
 use antiphon_peer::{Inboxes, PeerSettings, Peers};
 use antiphon_store::Store;
 use anyhow::Context;
@@ -269,8 +269,11 @@ fn engine(config: &NodeConfig, pg: &PostgresConfig) -> anyhow::Result<Arc<dyn En
     settings.pg_ident = first.identities;
     settings.initdb = flag(&config.bootstrap.initdb);
     settings.basebackup = flag(&pg.basebackup);
+    settings.replica_methods = replica_methods(pg);
     settings.start_timeout = pg.pg_ctl_timeout;
     settings.post_bootstrap = config.bootstrap.post_bootstrap.clone();
+    settings.pre_promote = pg.pre_promote.clone();
+    settings.before_stop = pg.before_stop.clone();
     for (event, command) in &pg.callbacks {
         let slot = match event {
             CallbackEvent::Reload => &mut settings.callbacks.on_reload,
@@ -285,4 +288,18 @@ fn engine(config: &NodeConfig, pg: &PostgresConfig) -> anyhow::Result<Arc<dyn En
     let server =
         Postgres::open(settings).with_context(|| format!("could not look after the server in {data_dir}"))?;
     Ok(Arc::new(server))
+}
+
+fn replica_methods(pg: &PostgresConfig) -> Vec<ReplicaMethod> {
+    let of = |name: &String| match pg.replica_methods.get(name) {
+        None => ReplicaMethod::BaseBackup,
+        Some(method) => ReplicaMethod::Command(ReplicaCommand {
+            name: name.clone(),
+            command: method.command.clone(),
+            keep_data: method.keep_data,
+            no_params: method.no_params,
+            options: method.options.clone(),
+        }),
+    };
+    pg.create_replica_methods.iter().map(of).collect()
 }

@@ -20,7 +20,7 @@ pub(super) fn bootstrap(section: &Section<'_>, opted_in: bool) -> Option<Bootstr
         None => Value::Object(Map::new()),
     };
     let initdb = options(section, "initdb", &INITDB_OWN);
-    let post_bootstrap = match (section.text("post_bootstrap"), section.text("post_init")) {
+    let post_bootstrap = match (section.command("post_bootstrap"), section.command("post_init")) {
         (Some(_), Some(_)) => {
             section.problem(
                 "post_init",

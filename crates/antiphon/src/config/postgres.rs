@@ -111,8 +111,8 @@ pub(super) fn postgres(section: &Section<'_>) -> PostgresConfig {
         use_pg_rewind: section.switch("use_pg_rewind"),
         remove_data_directory_on_rewind_failure: switch("remove_data_directory_on_rewind_failure"),
         remove_data_directory_on_diverged_timelines: switch("remove_data_directory_on_diverged_timelines"),
-        pre_promote: section.text("pre_promote"),
-        before_stop: section.text("before_stop"),
+        pre_promote: section.command("pre_promote"),
+        before_stop: section.command("before_stop"),
         allow_dynamic_commands: switch("allow_dynamic_commands"),
     };
     section.refused(&["bin_name"], "is not supported: name the directory of the programs in bin_dir");
@@ -230,7 +230,7 @@ fn callbacks(section: &Section<'_>) -> BTreeMap<CallbackEvent, String> {
         ("on_start", CallbackEvent::Start),
         ("on_stop", CallbackEvent::Stop),
     ];
-    let given = events.iter().filter_map(|(name, event)| Some((*event, callbacks.text(name)?))).collect();
+    let given = events.iter().filter_map(|(name, event)| Some((*event, callbacks.command(name)?))).collect();
     callbacks.finish();
     given
 }
@@ -251,7 +251,10 @@ fn replica_methods(section: &Section<'_>) -> (Vec<String>, BTreeMap<String, Repl
             );
             continue;
         };
-        let command = method.required("command", "say what makes the replica");
+        if method.get("command").is_none() {
+            method.problem("command", "is missing: say what makes the replica");
+        }
+        let command = method.command("command");
         let switch = |key| method.switch(key).unwrap_or(false);
         let (no_leader, keep_data, no_params) =
             (switch("no_leader") || switch("no_master"), switch("keep_data"), switch("no_params"));

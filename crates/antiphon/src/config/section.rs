@@ -82,6 +82,17 @@ impl<'a> Section<'a> {
         self.get(name).and_then(|node| self.text_of(node, &self.path_of(name)))
     }
 
+    /// A command of one line, split into words as a shell does when it runs.
+    pub(super) fn command(&self, name: &str) -> Option<String> {
+        let command = self.text(name)?;
+        match shlex::split(&command) {
+            Some(words) if !words.is_empty() => return Some(command),
+            Some(_) => self.problem(name, "is empty; name a program"),
+            None => self.problem(name, "has a quote that is not closed"),
+        }
+        None
+    }
+
     fn text_of(&self, node: &Node, path: &str) -> Option<String> {
         match &node.content {
             Content::Scalar { text, .. } if text.len() > TEXT_BYTES_MAX => {
