@@ -30,7 +30,8 @@ fn parse() -> Option<Arguments> {
         keep_going: false,
         options: Options::default(),
     };
-    let mut words = std::env::args().skip(1);
+    // `cargo sim -- SEED` passes the dashes on.
+    let mut words = std::env::args().skip(1).filter(|word| word != "--");
     while let Some(word) = words.next() {
         match word.as_str() {
             "--seeds" => {

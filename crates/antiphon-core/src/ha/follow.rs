@@ -14,7 +14,7 @@ use super::role::Role;
 use super::slots;
 use super::step::Step;
 use super::why::Why;
-use super::world::{Database, Server, StandbyServer, StopMode, Stopped, Task, World};
+use super::world::{Database, Server, StandbyServer, StopMode, Stopped, Task, Upstream, World};
 use crate::{Instant, NodeName};
 
 /// Another member leads.
@@ -95,6 +95,15 @@ fn of_later_term(leader: &Leader, db: &Database) -> bool {
 fn wait_for(world: &World, leader: &Leader, db: &Database) -> Decision {
     let why = Why::WaitingForLeader { leader: leader.name.clone() };
     match &db.server {
+        Server::Standby(standby) if follows(standby, leader) => {
+            Decision::rest(Role::Rejoining, why).waking(world.now + Duration::from_secs(1))
+        }
+        Server::Standby(standby) if is_part_of_base(world, standby) => {
+            match before_promotion(world, leader) {
+                Some(step) => Decision::step(Role::Rejoining, why, step),
+                None => Decision::rest(Role::Rejoining, why).waking(world.now + Duration::from_secs(1)),
+            }
+        }
         Server::Stopped(stopped) if !stopped.primary && !db.half_built => {
             Decision::step(Role::Rejoining, Why::Starting, Step::StartStandby { upstream: None })
         }
@@ -103,6 +112,28 @@ fn wait_for(world: &World, leader: &Leader, db: &Database) -> Decision {
         }
         _ => Decision::rest(Role::Rejoining, why).waking(world.now + Duration::from_secs(1)),
     }
+}
+
+/// Attaches to a leader that is still in recovery. Its receiver was off when it won, so it sends nothing before its
+/// promotion but what it won with; connected by then, this member acknowledges the first commit of the term.
+fn before_promotion(world: &World, leader: &Leader) -> Option<Step> {
+    let address = world.store.member(&leader.name)?.server_address.as_deref()?;
+    let (upstream, address) = cascade::upstream(world, leader, address);
+    let allowed = upstream.name == leader.name && upstream.epoch >= world.me.fenced;
+    allowed.then_some(Step::Follow { upstream, address })
+}
+
+fn follows(standby: &StandbyServer, leader: &Leader) -> bool {
+    let of_leader = |from: &Upstream| from.name == leader.name && from.epoch == leader.epoch;
+    standby.upstream.as_ref().is_some_and(of_leader)
+}
+
+/// All that is here is part of what the last election's winner had: it ends on the same timeline, and no later.
+fn is_part_of_base(world: &World, standby: &StandbyServer) -> bool {
+    let Some(base) = world.store.cluster.as_ref().map(|cluster| cluster.value.base) else { return false };
+    let off = standby.upstream.is_none() && !standby.receiving;
+    let ends = standby.position.filter(|_| off);
+    ends.is_some_and(|end| end.timeline == base.timeline && end.lsn <= base.lsn)
 }
 
 /// The server does not run: start it in recovery, rewound if its history needs it.

@@ -19,6 +19,9 @@ use crate::NodeName;
 const LEVEL_BYTES: u64 = 1024 * 1024;
 /// How old the preparing checkpoint may be.
 const CHECKPOINT_AGE_MAX: Duration = Duration::from_secs(10);
+/// From the checkpoint to the election: routers hear of it and hold what begins, and what has begun ends, commits
+/// that wait for a follower above all. Clients without a router write on meanwhile.
+const NOTICE: Duration = Duration::from_millis(40);
 
 /// The next step of what an operator asked for, if anything is asked.
 pub(super) fn prepare(
@@ -39,11 +42,15 @@ pub(super) fn prepare(
         }
     };
     let why = Why::SwitchingOver { to: to.clone() };
-    if primary.checkpointed.is_none_or(|at| world.now.since(at) > CHECKPOINT_AGE_MAX) {
-        return Some(Decision::step(role, why, Step::Checkpoint));
-    }
+    let checkpointed = match primary.checkpointed {
+        Some(at) if world.now.since(at) <= CHECKPOINT_AGE_MAX => at,
+        Some(_) | None => return Some(Decision::step(role, why, Step::Checkpoint)),
+    };
     if !level(primary, &to) {
         return Some(Decision::rest(role, why).waking(world.now + Duration::from_millis(50)));
+    }
+    if world.now < checkpointed + NOTICE {
+        return Some(Decision::rest(role, Why::HandingOver { to }).waking(checkpointed + NOTICE));
     }
     let mut step = open_election(world, cluster, leader, Cause::Switchover { to });
     if let Step::ChangeCluster { consume_request, .. } = &mut step {

@@ -65,6 +65,11 @@ pub enum Why {
         /// To whom.
         to: NodeName,
     },
+    /// A hand-over is about to be opened, and has been announced.
+    HandingOver {
+        /// To whom.
+        to: NodeName,
+    },
     /// The disk under the leader's server is full.
     DiskFull {
         /// The follower with space that leadership is handed to; none if there is none.
@@ -233,6 +238,9 @@ impl fmt::Display for Why {
             Self::LeaseLost => f.write_str("the lease was not renewed: stopping writes before it ends"),
             Self::Deposed { by } => write!(f, "term {by} has deposed this primary; demoting it"),
             Self::SwitchingOver { to } => write!(f, "handing leadership over to {to}"),
+            Self::HandingOver { to } => {
+                write!(f, "about to hand leadership over to {to}; routers hold what begins now")
+            }
             Self::DiskFull { to: Some(to) } => {
                 write!(f, "the server's disk is full: handing leadership over to {to}, which has space")
             }

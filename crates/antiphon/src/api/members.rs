@@ -3,6 +3,7 @@
 //! `/cluster`, `/topology`, the events and the metrics are all made from these rows, so they cannot disagree.
 
 use antiphon_core::ha::cluster::{Leader, Member, Phase, Promise};
+use antiphon_core::ha::why::Why;
 use antiphon_core::ha::world::ServerBrief;
 use antiphon_core::settings::SyncMode;
 use antiphon_core::{Lsn, NodeName, Timeline};
@@ -253,10 +254,15 @@ pub(super) fn event(view: &View, with_lag: bool) -> Value {
             "role": row.role, "state": row.state, "lag_bytes": lag, "tags": tags(row.member),
         })
     });
+    // Only the leader's own agent knows.
+    let handing_over_to = match &view.decision.why {
+        Why::HandingOver { to } => Some(to),
+        _ => None,
+    };
     json!({
         "scope": view.scope, "epoch": cluster.map(|cluster| cluster.epoch), "phase": phase, "leader": leader,
         "members": members.collect::<Vec<_>>(), "sync": cluster.map(|cluster| sync(&cluster.sync)),
-        "pause": view.world.settings.pause,
+        "pause": view.world.settings.pause, "handing_over_to": handing_over_to,
     })
 }
 
