@@ -100,7 +100,11 @@ impl Hands {
                 Step::RenewLease { epoch, expect, end } => {
                     let count = records.lease.as_ref().map_or(0, |lease| lease.value.count).wrapping_add(1);
                     let (holder, ttl_ms) = (self.name.clone(), milliseconds(ttl));
-                    self.renew_lease(Lease { epoch: *epoch, holder, count, ttl_ms, end: *end }, *expect, ttl);
+                    self.renew_lease(
+                        &Lease { epoch: *epoch, holder, count, ttl_ms, end: *end },
+                        *expect,
+                        ttl,
+                    );
                 }
                 Step::Publish { member } => {
                     let put = (format!("{MEMBERS}{}", member.name), json(member.as_ref()));
@@ -154,7 +158,7 @@ impl Hands {
     }
 
     /// Sends a renewal and does not wait for it; one at a time.
-    fn renew_lease(&mut self, lease: Lease, expect: u64, ttl: Duration) {
+    fn renew_lease(&mut self, lease: &Lease, expect: u64, ttl: Duration) {
         if self.renewing {
             return;
         }
@@ -162,7 +166,7 @@ impl Hands {
         let epoch = lease.epoch;
         let renewal = Transaction {
             expects: vec![(CLUSTER.to_owned(), Expect::At(expect))],
-            puts: vec![(LEASE.to_owned(), json(&lease))],
+            puts: vec![(LEASE.to_owned(), json(lease))],
             deletes: Vec::new(),
         };
         let (store, renewals) = (self.store.clone(), self.renewals.clone());
