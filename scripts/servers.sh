@@ -26,7 +26,7 @@ usage: scripts/servers.sh WHAT...
   patroni              Patroni 4.1 in a Python environment of its own
   ab                   ab, which puts load on an HTTP API, from apt
   net                  ip and nft, for tests that cut the network
-  toolchain            what a Rust build needs beside Rust: gcc, make, git
+  toolchain            what a Rust build needs beside Rust: gcc, clang, make, git
 USAGE
 }
 
@@ -328,6 +328,8 @@ get_program() {
 get_toolchain() {
   local missing=()
   command -v cc >/dev/null || missing+=(gcc libc6-dev)
+  # The bindings of PostgreSQL's parser are made with clang's library.
+  command -v clang >/dev/null || missing+=(clang)
   command -v make >/dev/null || missing+=(make)
   command -v git >/dev/null || missing+=(git)
   [[ ${#missing[@]} -eq 0 ]] || apt_install "${missing[@]}"

@@ -21,6 +21,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("antiphon-store", &["antiphon-core", "antiphon-peer", "antiphon-testcerts", "antiphon-tls"]),
     ("antiphon-engine", &["antiphon-core", "antiphon-testcerts", "antiphon-tls"]),
     ("antiphon-router", &[]),
+    ("antiphon-sql", &[]),
     ("antiphon-sim", &["antiphon-core", "antiphon-peer", "antiphon-store"]),
     (
         "antiphon",
