@@ -243,7 +243,8 @@ pub(super) fn event(view: &View, with_lag: bool) -> Value {
         let serving = member.and_then(|member| member.serving.as_ref());
         json!({
             "name": leader.name, "host": address.map(|(host, _)| host), "port": address.map(|(_, port)| port),
-            "epoch": leader.epoch, "serving": serving.is_some_and(|serving| serving.epoch == leader.epoch),
+            "epoch": leader.epoch, "timeline": leader.timeline,
+            "serving": serving.is_some_and(|serving| serving.epoch == leader.epoch),
         })
     });
     let members = rows.iter().map(|row| {
@@ -251,7 +252,7 @@ pub(super) fn event(view: &View, with_lag: bool) -> Value {
         let lag = if with_lag && row.role != "leader" { row.lag(ahead) } else { None };
         json!({
             "name": row.name, "host": address.map(|(host, _)| host), "port": address.map(|(_, port)| port),
-            "role": row.role, "state": row.state, "lag_bytes": lag, "tags": tags(row.member),
+            "role": row.role, "state": row.state, "timeline": row.timeline, "lag_bytes": lag, "tags": tags(row.member),
         })
     });
     // Only the leader's own agent knows.

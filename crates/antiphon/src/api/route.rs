@@ -187,8 +187,9 @@ check that fails (503). An unsafe verb on a path that is not listed is 501.
 
 ## Events
 `GET /events` sends one `cluster` event at once and one on every change: `epoch`, `phase` (`bootstrapping`, `led`,
-`electing`), `leader` with its address and whether it is `serving`, `members` with role, state, `lag_bytes` and tags,
-`sync`, `pause`, and `handing_over_to` in those of a leader that is about to. Each event is the whole state; what changes in `lag_bytes` alone is sent at most once a second.
+`electing`), `leader` with its address, the `timeline` it writes and whether it is `serving`, `members` with role, state, `timeline`,
+`lag_bytes` and tags, `sync`, `pause`, and `handing_over_to` in those of a leader that is about to. Each event is the whole state;
+what changes in `lag_bytes` alone is sent at most once a second.
 A comment is sent every 10 s.
 ";
 

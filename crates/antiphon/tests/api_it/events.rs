@@ -56,11 +56,10 @@ async fn a_change_is_pushed_at_once_and_carries_the_whole_state() {
     let wait = Duration::from_secs(5);
     let first = next(&mut stream, wait).await.expect("the state");
     assert_eq!((&first["epoch"], &first["phase"]), (&3.into(), &"led".into()));
-    let leader =
-        serde_json::json!({ "name": "n1", "host": "127.0.0.1", "port": 5001, "epoch": 3, "serving": true });
+    let leader = serde_json::json!({ "name": "n1", "host": "127.0.0.1", "port": 5001, "epoch": 3, "timeline": 3, "serving": true });
     assert_eq!(first["leader"], leader);
     assert_eq!(first["members"][1]["role"], "quorum_standby");
-    assert_eq!(first["members"][1]["lag_bytes"], 0);
+    assert_eq!((&first["members"][1]["lag_bytes"], &first["members"][1]["timeline"]), (&0.into(), &3.into()));
     assert_eq!(first["sync"]["k"], 1);
     let at = Instant::now();
     let electing = changed(view("n1"), |world| {
