@@ -33,6 +33,8 @@ pub enum Expected {
 pub enum Purpose {
     /// The settings of a session are restored; must succeed.
     Settings,
+    /// A transaction that only reads is begun in place of one that was begun elsewhere; must succeed.
+    Begin,
     /// A failed transaction is begun in place of one that was lost; its error is what is wanted.
     FailedTransaction,
     /// What a session left behind is removed; must succeed.

@@ -8,8 +8,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{Client, NoTls};
 
+use crate::catalogues::Keepers;
 use crate::follow;
 use crate::scram::Verifier;
 use crate::settings::{AuthQuery, Authentication};
@@ -22,6 +23,8 @@ const AT_ONCE_MAX: usize = 64;
 const LOOKUP_MAX: Duration = Duration::from_secs(3);
 /// The pause before another attempt.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How often it is written down where statements went.
+const ROUTES_EVERY: Duration = Duration::from_secs(10);
 /// How long a server may take to deal with a cancel request.
 const CANCEL_MAX: Duration = Duration::from_secs(5);
 
@@ -32,16 +35,38 @@ type OwnLink = Mutex<Option<(SocketAddr, Arc<Client>)>>;
 pub async fn run(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>) {
     let (target, follows) = watch::channel(Target::default());
     let follower = tokio::spawn(follow::run(shared.clone(), target));
-    let _ends_with_us = Ending(follower);
+    let counts = tokio::spawn(log_routes(shared.clone()));
+    let _end_with_us = [Ending(follower), Ending(counts)];
     let own = Arc::new(OwnLink::default());
     let places = Arc::new(Semaphore::new(AT_ONCE_MAX));
+    let mut keepers = Keepers::default();
     while let Some(ask) = asks.recv().await {
+        let ask = match ask {
+            Ask::Catalogue(database) => {
+                keepers.want(&shared, database, &follows);
+                continue;
+            }
+            ask @ (Ask::User { .. } | Ask::Cancel { .. }) => ask,
+        };
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let (shared, own, follows) = (shared.clone(), own.clone(), follows.clone());
         tokio::spawn(async move {
             answer(&shared, ask, &own, follows).await;
             drop(place);
         });
+    }
+}
+
+/// Writes down where statements went, as long as any go.
+async fn log_routes(shared: Arc<Shared>) {
+    let mut last = String::new();
+    loop {
+        sleep(ROUTES_EVERY).await;
+        let routes = shared.routes().to_string();
+        if routes != last {
+            tracing::debug!(routes, "statements went so far");
+            last = routes;
+        }
     }
 }
 
@@ -56,6 +81,8 @@ impl Drop for Ending {
 
 async fn answer(shared: &Shared, ask: Ask, own: &OwnLink, follows: watch::Receiver<Target>) {
     match ask {
+        // Kept apart from what is answered once.
+        Ask::Catalogue(_) => {}
         Ask::User { thread, client, user } => {
             let found = match &shared.settings.authentication {
                 Authentication::Query(query) => look_up(shared, query, &user, own, follows).await,
@@ -164,12 +191,8 @@ async fn connected(
     {
         return Ok(client.clone());
     }
-    let mut config = Config::new();
-    config.host(leader.ip().to_string()).port(leader.port()).user(&query.user).dbname(&query.database);
-    config.application_name("antiphon router").connect_timeout(LOOKUP_MAX);
-    if let Some(password) = &query.password {
-        config.password(password);
-    }
+    let mut config = query.account.config(leader);
+    config.connect_timeout(LOOKUP_MAX);
     let (client, connection) = config.connect(NoTls).await?;
     tokio::spawn(connection);
     let client = Arc::new(client);

@@ -4,9 +4,10 @@
 //! what the server said before it went, and which settings it reported.
 
 use crate::answers::{Deal, Expected, Purpose};
+use crate::loss::{self, Refusal};
 use crate::out::Out;
 use crate::parameters::Interned;
-use crate::session::{Farewell, Link, Rest, Session, Status};
+use crate::session::{Farewell, Link, Reads, Rest, Session, Status};
 use crate::upstream::LOOKED_AT_BYTES_MAX;
 use crate::wire::messages::{self, Complaint};
 use crate::wire::{self, Frame, HEADER_BYTES, fields};
@@ -22,6 +23,8 @@ pub enum Flow {
     Reset,
     /// A query of the router's own failed: the link is not as it should be.
     Failed,
+    /// A follower cannot answer, and nothing of its answer has gone: the leader shall. What was read is not passed on.
+    Repeat(Refusal),
     /// The server does not keep to the protocol.
     Broken(&'static str),
 }
@@ -79,7 +82,7 @@ impl Downstream<'_> {
                 Flow::On => {}
                 Flow::Free => flow = Flow::Free,
                 Flow::Reset => flow = Flow::Reset,
-                failed @ (Flow::Failed | Flow::Broken(_)) => return (at + bytes, failed),
+                ends @ (Flow::Failed | Flow::Repeat(_) | Flow::Broken(_)) => return (at + bytes, ends),
             }
             at += bytes;
         }
@@ -98,7 +101,7 @@ impl Downstream<'_> {
             }
             b'E' => {
                 self.link.copies_in = false;
-                self.error(body, ours, range);
+                return self.error(body, ours, range);
             }
             b'G' | b'N' if ours => {}
             b'G' => {
@@ -117,7 +120,7 @@ impl Downstream<'_> {
             }
             b'C' => {
                 self.link.doubtful = false;
-                let complaint = Complaint::error("08007", crate::loss::NOT_ACKNOWLEDGED);
+                let complaint = Complaint::error("08007", loss::NOT_ACKNOWLEDGED);
                 messages::error(self.out.put(self.input), &complaint);
             }
             _ => {
@@ -144,17 +147,28 @@ impl Downstream<'_> {
             None => Flow::Broken("a ReadyForQuery came to no question"),
             Some(Expected::Round(Purpose::FailedTransaction)) if status == Status::Failed => Flow::On,
             Some(Expected::Round(Purpose::Settings)) if error.is_none() => Flow::On,
+            Some(Expected::Round(Purpose::Begin)) if error.is_none() && status == Status::Open => Flow::On,
             Some(Expected::Round(Purpose::Reset)) if error.is_none() => Flow::Reset,
             Some(Expected::Round(_)) => {
                 self.link.own_error = error;
                 Flow::Failed
             }
+            Some(_) if std::mem::take(&mut self.link.drains) => match status {
+                Status::Idle => Flow::Free,
+                Status::Open | Status::Failed => {
+                    Flow::Broken("a read that is repeated left a transaction open")
+                }
+            },
             Some(_) => {
                 self.link.doubtful = false;
                 self.out.pass(self.input, range);
                 let Some(session) = self.session.as_deref_mut() else { return Flow::Broken("nobody asked") };
                 session.status = status;
                 session.due = session.due.saturating_sub(1);
+                session.reads = match std::mem::take(&mut session.reads) {
+                    Reads::Round | Reads::First(_) if status != Status::Idle => Reads::Going,
+                    reads => reads,
+                };
                 if session.in_flight() {
                     return Flow::On;
                 }
@@ -176,7 +190,7 @@ impl Downstream<'_> {
         }
     }
 
-    fn error(&mut self, body: &[u8], ours: bool, range: std::ops::Range<usize>) {
+    fn error(&mut self, body: &[u8], ours: bool, range: std::ops::Range<usize>) -> Flow {
         let report = fields::report(body).unwrap_or_default();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let farewell = Farewell { code: text(report.code), message: text(report.message) };
@@ -186,7 +200,14 @@ impl Downstream<'_> {
         } else if ours {
             self.link.own_error = Some(farewell);
         } else {
+            let reads = self.session.as_deref().filter(|session| {
+                session.reads != Reads::No && session.reads != Reads::Going && session.again.is_sound()
+            });
+            if let Some(refusal) = reads.and_then(|_| loss::refusal(report.code, report.routine)) {
+                return Flow::Repeat(refusal);
+            }
             self.out.pass(self.input, range);
         }
+        Flow::On
     }
 }

@@ -1,9 +1,10 @@
-//! Following the cluster: the events of every agent, and out of them where sessions go.
+//! Following the cluster: the events of every agent, and out of them where sessions go, to write and to read.
 //!
 //! All agents are followed at once, because any one of them may be cut off without knowing. What was known stays
 //! known while none answers: a leader is then taken to lead, and its server says if that is not so.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +15,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::feed::Feeds;
+use crate::positions::Reading;
 use crate::shared::{Shared, Target};
-use crate::topology::{self, Leader, Seen};
+use crate::topology::{self, Leader, Member, Seen};
 
 /// The longest event that is read.
 const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -40,55 +43,136 @@ pub async fn run(shared: Arc<Shared>, target: watch::Sender<Target>) {
     drop(tell);
     let mut seen: BTreeMap<usize, Seen> = BTreeMap::new();
     let mut resolved: Option<(Leader, Target)> = None;
-    while let Some((number, event)) = told.recv().await {
-        if shared.settings.scope.as_ref().is_some_and(|scope| *scope != event.scope) {
-            tracing::warn!(scope = event.scope, "an agent in router.agents belongs to another cluster");
-            continue;
+    let mut readers = Readers::new(&shared);
+    while let Some((number, news)) = told.recv().await {
+        match news {
+            News::Event(event) if is_foreign(&shared, &event) => continue,
+            News::Event(event) => drop(seen.insert(number, event)),
+            News::Silence => {
+                if let Some(seen) = seen.get_mut(&number) {
+                    seen.live = false;
+                }
+            }
         }
-        seen.insert(number, event);
         let (epoch, leader) = topology::newest(seen.values());
-        let next = match (leader, &resolved) {
+        let next = match (&leader, &resolved) {
             (None, _) => Target { epoch, leader: None },
-            (Some(leader), Some((known, target))) if leader == *known && target.epoch == epoch => *target,
+            (Some(leader), Some((known, target))) if leader == known && target.epoch == epoch => *target,
             (Some(leader), _) => {
-                let next = Target { epoch, leader: resolve(&leader).await };
-                resolved = next.leader.map(|_| (leader, next));
+                let next = Target { epoch, leader: resolve(&leader.host, leader.port).await };
+                resolved = next.leader.map(|_| (leader.clone(), next));
                 next
             }
         };
-        if *target.borrow() != next {
+        let reading = match &mut readers {
+            Some(readers) => readers.look(&seen, epoch, leader.as_ref(), next).await,
+            None => None,
+        };
+        let moves = *target.borrow() != next;
+        if moves {
             tracing::info!(epoch = next.epoch, leader = ?next.leader, "the router follows");
-            shared.set_target(next);
+        }
+        if moves || reading.is_some() {
+            shared.set_target(next, reading);
+        }
+        if moves {
             target.send_replace(next);
         }
     }
 }
 
-async fn resolve(leader: &Leader) -> Option<std::net::SocketAddr> {
-    let found = timeout(RESOLVE_MAX, tokio::net::lookup_host((leader.host.as_str(), leader.port))).await;
+fn is_foreign(shared: &Shared, event: &Seen) -> bool {
+    let foreign = shared.settings.scope.as_ref().is_some_and(|scope| *scope != event.scope);
+    if foreign {
+        tracing::warn!(scope = event.scope, "an agent in router.agents belongs to another cluster");
+    }
+    foreign
+}
+
+/// Who is read from, as last told.
+struct Readers {
+    feeds: Feeds,
+    epoch: u64,
+    leader: Option<SocketAddr>,
+    members: Vec<Member>,
+    resolved: Vec<(String, SocketAddr)>,
+}
+
+impl Readers {
+    /// None if reads go to the leader.
+    fn new(shared: &Arc<Shared>) -> Option<Self> {
+        let account = shared.settings.reads.as_ref()?.account.clone();
+        let feeds = Feeds::new(shared.clone(), account);
+        Some(Self { feeds, epoch: 0, leader: None, members: Vec::new(), resolved: Vec::new() })
+    }
+
+    /// The picture for the threads, if it is another one than before.
+    async fn look(
+        &mut self,
+        seen: &BTreeMap<usize, Seen>,
+        newest: u64,
+        leader: Option<&Leader>,
+        target: Target,
+    ) -> Option<Reading> {
+        // Positions are an epoch's: while nobody leads, they are still those of the last one that was led.
+        let epoch = if target.leader.is_some() { newest } else { self.epoch };
+        let leader = leader.filter(|_| target.leader.is_some());
+        let members = topology::followers(seen.values(), newest, leader, &self.members);
+        if members == self.members && epoch == self.epoch && target.leader == self.leader {
+            return None;
+        }
+        let mut resolved = Vec::new();
+        for member in &members {
+            let known = self.members.iter().find(|known| *known == member);
+            let address = known.and_then(|known| self.resolved.iter().find(|(name, _)| *name == known.name));
+            match address {
+                Some(known) => resolved.push(known.clone()),
+                None => {
+                    let address = resolve(&member.host, member.port).await;
+                    resolved.extend(address.map(|address| (member.name.clone(), address)));
+                }
+            }
+        }
+        let names: Vec<&str> = resolved.iter().map(|(name, _)| name.as_str()).collect();
+        tracing::info!(epoch, followers = ?names, "reads may go to");
+        (self.epoch, self.leader, self.members) = (epoch, target.leader, members);
+        self.resolved = resolved;
+        Some(self.feeds.update(epoch, target.leader, &self.resolved))
+    }
+}
+
+async fn resolve(host: &str, port: u16) -> Option<SocketAddr> {
+    let found = timeout(RESOLVE_MAX, tokio::net::lookup_host((host, port))).await;
     let addresses: Vec<_> = match found {
         Ok(Ok(addresses)) => addresses.collect(),
         Ok(Err(_)) | Err(_) => Vec::new(),
     };
     if addresses.is_empty() {
-        tracing::warn!(host = leader.host, "the leader's host has no address; sessions wait");
+        tracing::warn!(host, "a server's host has no address; sessions do not go there");
     }
     addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).copied()
 }
 
-async fn follow(number: usize, agent: String, tell: mpsc::Sender<(usize, Seen)>) {
+/// What comes from an agent.
+enum News {
+    Event(Seen),
+    /// The connection to it broke.
+    Silence,
+}
+
+async fn follow(number: usize, agent: String, tell: mpsc::Sender<(usize, News)>) {
     loop {
         if let Err(why) = read_events(number, &agent, &tell).await {
             tracing::debug!(agent, why, "an agent's events broke off");
         }
-        if tell.is_closed() {
+        if tell.send((number, News::Silence)).await.is_err() {
             return;
         }
         sleep(PAUSE).await;
     }
 }
 
-async fn read_events(number: usize, agent: &str, tell: &mpsc::Sender<(usize, Seen)>) -> Result<(), String> {
+async fn read_events(number: usize, agent: &str, tell: &mpsc::Sender<(usize, News)>) -> Result<(), String> {
     let stream = timeout(CONNECT_MAX, TcpStream::connect(agent)).await;
     let mut stream =
         stream.map_err(|_| "no connection in time".to_owned())?.map_err(|error| error.to_string())?;
@@ -119,7 +203,7 @@ async fn read_events(number: usize, agent: &str, tell: &mpsc::Sender<(usize, See
         while let Some(end) = end_of(&buffer, b"\n\n") {
             let event: Vec<u8> = buffer.drain(..end).collect();
             if let Some(seen) = data(&event)
-                && tell.send((number, seen)).await.is_err()
+                && tell.send((number, News::Event(seen))).await.is_err()
             {
                 return Ok(());
             }

@@ -2,19 +2,29 @@
 //!
 //! Threads carry the traffic, each with its own listener, its own event loop and its own connections (`worker`);
 //! a task knows who leads, who may log in, and cancels statements (`control`). What to do with a message is
-//! decided by functions without I/O: `wire`, `sql`, `session`, `upstream`, `downstream`, `loss`, `login`, `topology`.
+//! decided by functions without I/O: `wire`, `sql`, `session`, `upstream`, `downstream`, `loss`, `login`, `topology`;
+//! whether it may go to a follower by `route`, `judge` and `positions`.
 //!
-//! It decides nothing about the cluster. It sends a session to a server only while the cluster's record names
-//! that server as the leader, and repeats nothing whose outcome is unknown.
+//! It decides nothing about the cluster. It lets a session write only where the cluster's record names the leader,
+//! and read only there or where the leader's history is followed; it repeats nothing whose outcome is unknown.
 
 pub mod answers;
+mod catalogues;
+pub mod consistency;
 mod control;
 pub mod downstream;
+mod feed;
 mod follow;
+pub mod judge;
 pub mod login;
 pub mod loss;
 pub mod out;
+pub mod own;
+mod pace;
 pub mod parameters;
+pub mod positions;
+pub mod route;
+pub mod routes;
 pub mod scram;
 pub mod session;
 pub mod settings;
@@ -27,5 +37,6 @@ pub mod upstream;
 pub mod wire;
 mod worker;
 
-pub use settings::{AuthQuery, Authentication, Settings};
+pub use positions::Consistency;
+pub use settings::{Account, AuthQuery, Authentication, Reads, Settings};
 pub use start::{Router, StartError};

@@ -1,9 +1,9 @@
 //! A link died under a session: what its client is told, and what is done again without a word.
 //!
 //! Pure. Three cases: nothing was in flight; something was whose outcome can be told; something was whose outcome
-//! nobody knows. Only what certainly was not carried out is sent again.
+//! nobody knows. Only what certainly was not carried out is sent again, and reads of which nothing was answered.
 
-use crate::session::{Link, Lost, Rest, Session, Status};
+use crate::session::{Link, Lost, Reads, Rest, Session, Status};
 use crate::wire::messages::{self, Complaint};
 
 /// What a client in a transaction is told.
@@ -11,6 +11,11 @@ pub const TRANSACTION_LOST: &str = "the transaction was rolled back because its 
 /// What a client is told whose statement may or may not have been carried out.
 const OUTCOME_UNKNOWN: &str =
     "the server was lost before it answered: the outcome of the statement is unknown";
+/// What a client is told whose read was cut off.
+const READ_CUT_OFF: &str =
+    "the follower that answered this read was lost: the answer is not whole, ask again";
+/// What a client is told that asks a follower for what only the leader can do.
+pub const MISPLACED: &str = "this statement needs the leader, and its READ ONLY transaction has been read from a follower; begin it without READ ONLY, or with this statement";
 /// What a client is told whose commit is on one server only.
 pub const NOT_ACKNOWLEDGED: &str =
     "the wait for other servers was cancelled: the commit may be lost in a failover, its outcome is unknown";
@@ -26,6 +31,32 @@ pub enum Verdict {
     Ends(Vec<u8>),
 }
 
+/// A follower's refusal of what was taken for a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is none, or not there.
+    NoRead,
+    /// This time it could not be answered: what replay needed was in its way, or has not been replayed yet.
+    NotNow,
+}
+
+/// What an error of a follower says of the read it is the answer to; none if the leader would say the same.
+/// `routine`: the function of the server that reported it.
+pub fn refusal(code: &[u8], routine: &[u8]) -> Option<Refusal> {
+    // Serializable transactions, and tables that only the leader has.
+    let never = matches!(routine, b"GetSerializableTransactionSnapshot" | b"get_relation_info");
+    match code {
+        // read_only_sql_transaction, object_not_in_prerequisite_state.
+        b"25006" | b"55000" => Some(Refusal::NoRead),
+        // feature_not_supported.
+        b"0A000" if never => Some(Refusal::NoRead),
+        // Cancelled by replay; or what another session has changed in the schema is on its way.
+        b"40001" | b"40P01" | b"3F000" | b"0A000" => Some(Refusal::NotNow),
+        _ if code.starts_with(b"42") => Some(Refusal::NotNow),
+        _ => None,
+    }
+}
+
 /// What the loss of its link means to a session; brings the session to the state that its client is told.
 /// `deposed`: the link's server is known not to lead any more.
 pub fn lose(session: &mut Session, link: &Link, deposed: bool) -> Verdict {
@@ -33,6 +64,9 @@ pub fn lose(session: &mut Session, link: &Link, deposed: bool) -> Verdict {
     // An error cannot stand in the middle of another message.
     if link.rest.bytes > 0 && !link.rest.dropped {
         return Verdict::Ends(Vec::new());
+    }
+    if session.reads != Reads::No {
+        return lose_reading(session, said);
     }
     if let Some(pin) = session.pinned {
         let message = "the server was lost, and with it what this session kept there";
@@ -54,14 +88,7 @@ pub fn lose(session: &mut Session, link: &Link, deposed: bool) -> Verdict {
     }
     let open = session.status != Status::Idle;
     if !session.in_flight() {
-        session.lost = match session.status {
-            Status::Idle => Lost::Nothing,
-            Status::Open => Lost::Untold,
-            Status::Failed => Lost::Told,
-        };
-        session.lost_because = said;
-        forget_round(session);
-        return Verdict::Goes(Vec::new());
+        return goes_on(session, said);
     }
     let unknown = !open || session.may_commit;
     let complaint = match unknown {
@@ -70,6 +97,43 @@ pub fn lose(session: &mut Session, link: &Link, deposed: bool) -> Verdict {
     };
     let status = if unknown { Status::Idle } else { Status::Failed };
     Verdict::Goes(answers(session, &complaint.with_detail(said), status))
+}
+
+/// A follower died, and with it no more than reads.
+fn lose_reading(session: &mut Session, said: Option<String>) -> Verdict {
+    let again = session.again.take();
+    let moves = (again.is_some() || !session.in_flight()) && session.moves();
+    let (reads, idle) = (std::mem::take(&mut session.reads), session.status == Status::Idle);
+    if let Some(bytes) = again.filter(|_| moves || idle) {
+        forget_round(session);
+        session.rest = Rest::default();
+        return Verdict::Again(bytes);
+    }
+    if moves {
+        forget_round(session);
+        return Verdict::Goes(Vec::new());
+    }
+    if !session.in_flight() {
+        return goes_on(session, said);
+    }
+    tracing::debug!(?reads, "a read was cut off");
+    let (complaint, status) = match idle || session.may_commit {
+        true => (Complaint::error("57P01", READ_CUT_OFF), Status::Idle),
+        false => (Complaint::error("57P01", TRANSACTION_LOST), Status::Failed),
+    };
+    Verdict::Goes(answers(session, &complaint.with_detail(said), status))
+}
+
+/// Nothing was in flight: the client learns of it with its next statement, if there is anything to learn.
+fn goes_on(session: &mut Session, said: Option<String>) -> Verdict {
+    session.lost = match session.status {
+        Status::Idle => Lost::Nothing,
+        Status::Open => Lost::Untold,
+        Status::Failed => Lost::Told,
+    };
+    session.lost_because = said;
+    forget_round(session);
+    Verdict::Goes(Vec::new())
 }
 
 /// Answers every round that is in flight.

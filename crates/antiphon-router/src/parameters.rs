@@ -77,6 +77,22 @@ impl Parameters {
         }
     }
 
+    /// Whether texts of the session can be parsed, and followers know its kind of transaction. `plain`: whether they
+    /// can be by the server's own settings.
+    pub fn suit_followers(&self, plain: bool) -> bool {
+        let encoding = self.get("client_encoding").map(is_utf8);
+        let strings = self.get("standard_conforming_strings").map(|value| value == "on");
+        let serializable =
+            self.get("default_transaction_isolation").is_some_and(|level| level == "serializable");
+        encoding.unwrap_or(plain) && strings.unwrap_or(plain) && !serializable
+    }
+
+    /// Takes out a setting that is the router's own, by its name in lower case.
+    pub fn take(&mut self, name: &str) -> Option<String> {
+        let at = self.0.binary_search_by(|(key, _)| key.as_str().cmp(name)).ok()?;
+        Some(self.0.remove(at).1)
+    }
+
     fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
@@ -117,6 +133,18 @@ impl Parameters {
         }
         sql
     }
+}
+
+/// Whether an encoding is UTF-8, however it is spelled.
+fn is_utf8(name: &str) -> bool {
+    let letters: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
+    letters.eq_ignore_ascii_case("utf8") || letters.eq_ignore_ascii_case("unicode")
+}
+
+/// Whether texts mean what they look like by what a server reports of itself.
+pub fn plain_texts(reported: &[(String, String)]) -> bool {
+    let get = |name: &str| reported.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    get("client_encoding").is_some_and(is_utf8) && get("standard_conforming_strings") == Some("on")
 }
 
 /// A setting's name, whose parts are quoted one by one.
@@ -228,6 +256,25 @@ mod tests {
         assert_eq!(of(&[("replication", "database")]).unwrap_err().code, "0A000");
         assert_eq!(of(&[("a\";drop", "x")]).unwrap_err().code, "42704");
         assert_eq!(of(&[("application_name", "é\n")]).unwrap().get("application_name"), Some("??"));
+    }
+
+    #[test]
+    fn texts_that_do_not_mean_what_they_look_like_are_not_asked_about() {
+        assert!(of(&[]).unwrap().suit_followers(true) && !of(&[]).unwrap().suit_followers(false));
+        let spelled = [("client_encoding", "utf-8"), ("standard_conforming_strings", "on")];
+        assert!(of(&spelled).unwrap().suit_followers(false));
+        for odd in [
+            ("client_encoding", "SJIS"),
+            ("standard_conforming_strings", "off"),
+            ("default_transaction_isolation", "serializable"),
+        ] {
+            assert!(!of(&[odd]).unwrap().suit_followers(true), "{odd:?}");
+        }
+        let reported = |encoding: &str| {
+            [("client_encoding", encoding), ("standard_conforming_strings", "on")]
+                .map(|(n, v)| (n.to_owned(), v.to_owned()))
+        };
+        assert!(plain_texts(&reported("UTF8")) && !plain_texts(&reported("LATIN1")) && !plain_texts(&[]));
     }
 
     #[test]

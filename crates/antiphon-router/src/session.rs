@@ -1,14 +1,17 @@
 //! A client's session and a server link, as far as the protocol goes: plain state, no sockets.
 //!
 //! `upstream` and `downstream` move messages between the two and keep this state; `loss` says what a client is
-//! told when its link dies. What of a session cannot be moved to another link pins it (`pinned`).
+//! told when its link dies. What of a session cannot be moved to another link pins it (`pinned`). What it sends
+//! to a follower is one round, or one transaction that only reads (`Reads`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::answers::{Answers, Expected, Purpose};
 use crate::out::Out;
+use crate::own::{self, Went};
 use crate::parameters::Parameters;
+use crate::positions::{Consistency, Floor};
 use crate::sql::{Effects, Pin};
 use crate::statements::{Prepared, Statement};
 use crate::wire::messages;
@@ -17,7 +20,7 @@ use crate::wire::messages;
 const NAMES_MAX: usize = 10_000;
 const NAMED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The most of a round that is kept for sending it again, in bytes.
-const AGAIN_BYTES_MAX: usize = 16 * 1024;
+pub const AGAIN_BYTES_MAX: usize = 16 * 1024;
 /// Room that is kept for it between two rounds, in bytes.
 const KEPT_BYTES: usize = 512;
 
@@ -65,6 +68,8 @@ pub enum Lost {
     Told,
     /// It was lost while the client was thinking: the next statement is answered with it.
     Untold,
+    /// It was given up, because its next statement cannot be carried out where it is.
+    Misplaced,
 }
 
 /// The bytes of a message of which not all is there.
@@ -76,6 +81,22 @@ pub struct Rest {
     pub dropped: bool,
 }
 
+/// What a session does on the link that it has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Reads {
+    /// Anything: the link goes to the leader, or it has none.
+    #[default]
+    No,
+    /// One round that only reads, on a follower.
+    Round,
+    /// A transaction that only reads, on a follower; with this text it was begun, and that is all so far.
+    Begun(String),
+    /// Its first round is on its way.
+    First(String),
+    /// It has been answered something, and cannot go elsewhere.
+    Going,
+}
+
 /// What has been sent since the link was taken, kept as long as it could be sent again.
 #[derive(Debug, Default)]
 pub struct Again {
@@ -85,7 +106,7 @@ pub struct Again {
 
 impl Again {
     /// A new round begins; it could be sent again if no transaction is open.
-    fn begin(&mut self, sound: bool) {
+    pub fn begin(&mut self, sound: bool) {
         self.bytes.clear();
         self.sound = sound;
     }
@@ -106,6 +127,16 @@ impl Again {
         self.sound = false;
         self.bytes.clear();
         self.bytes.shrink_to(KEPT_BYTES);
+    }
+
+    /// All of it that could be sent again.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Whether it can be sent again.
+    pub fn is_sound(&self) -> bool {
+        self.sound && !self.bytes.is_empty()
     }
 
     /// All of it, if it can be sent again.
@@ -143,6 +174,26 @@ pub struct Session {
     pub unnamed: Vec<u8>,
     /// That statement has been prepared on the link at hand.
     pub unnamed_here: bool,
+    /// What it does on a follower, if its link goes to one.
+    pub reads: Reads,
+    /// A transaction that only reads is begun with this text before anything else: it was moved here.
+    pub begins: Option<String>,
+    /// What it asks of its reads, and what it asks if it does not say.
+    pub consistency: Consistency,
+    /// See [`Session::consistency`].
+    pub standard: Consistency,
+    /// What its reads must see.
+    pub floor: Floor,
+    /// Where its last statement or transaction went.
+    pub went: Option<Went>,
+    /// The round that is answered without a server.
+    pub own: Option<Box<own::Round>>,
+    /// It has prepared statements about the router's settings.
+    pub has_own: bool,
+    /// It has sent what changes the meaning of names, since that was last told.
+    pub changed_schema: bool,
+    /// Texts mean what they look like unless the session says otherwise: UTF-8, and backslashes are backslashes.
+    pub plain_texts: bool,
     names: HashMap<Box<[u8]>, Arc<Statement>>,
     named_bytes: usize,
 }
@@ -164,6 +215,16 @@ impl Session {
             again: Again::default(),
             unnamed: Vec::new(),
             unnamed_here: false,
+            reads: Reads::No,
+            begins: None,
+            consistency: Consistency::default(),
+            standard: Consistency::default(),
+            floor: Floor::default(),
+            went: None,
+            own: None,
+            has_own: false,
+            changed_schema: false,
+            plain_texts: false,
             names: HashMap::new(),
             named_bytes: 0,
         }
@@ -193,13 +254,29 @@ impl Session {
     pub fn sends(&mut self, effects: Effects, link: &mut Link) {
         self.pinned = self.pinned.or(effects.pins);
         self.may_commit |= effects.may_commit;
-        if !effects.plain {
+        self.changed_schema |= effects.changes_schema;
+        // What only reads can be done twice.
+        if !effects.plain && self.reads == Reads::No {
             self.again.never();
         }
         if effects.forgets_statements {
             self.names.clear();
             self.named_bytes = 0;
             link.prepared.clear();
+        }
+    }
+
+    /// The transaction that only reads goes on at the leader, if nothing of it has been answered: whether it does.
+    pub fn moves(&mut self) -> bool {
+        match std::mem::take(&mut self.reads) {
+            Reads::Begun(text) | Reads::First(text) if self.status == Status::Open => {
+                self.begins = Some(text);
+                true
+            }
+            reads => {
+                self.reads = reads;
+                false
+            }
         }
     }
 
@@ -235,6 +312,8 @@ pub struct Link {
     pub doubtful: bool,
     /// The server takes rows, and ignores every Sync until they end.
     pub copies_in: bool,
+    /// The round on the way is asked elsewhere: its answer is for nobody.
+    pub drains: bool,
     /// An error in a round of the router's own.
     pub own_error: Option<Farewell>,
 }
@@ -250,6 +329,7 @@ impl Link {
             farewell: None,
             doubtful: false,
             copies_in: false,
+            drains: false,
             own_error: None,
         }
     }
@@ -265,6 +345,10 @@ impl Link {
                 self.answers.expect(Expected::Round(Purpose::Settings));
             }
             self.parameters = session.parameters.clone();
+        }
+        if let Some(text) = session.begins.take() {
+            out.put(input).extend_from_slice(&messages::query(&text));
+            self.answers.expect(Expected::Round(Purpose::Begin));
         }
         if session.lost == Lost::Told {
             session.lost = Lost::Nothing;

@@ -4,6 +4,9 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio_postgres::Config;
+
+use crate::positions::Consistency;
 use crate::scram::Verifier;
 
 /// All that a router needs to know.
@@ -17,7 +20,7 @@ pub struct Settings {
     pub scope: Option<String>,
     /// Threads that carry traffic, 1 to 64.
     pub threads: u16,
-    /// Links to the leader for each user and database, over all threads.
+    /// Links to a server for each user and database, over all threads.
     pub pool_size: u32,
     /// Clients at a time.
     pub clients_max: usize,
@@ -27,6 +30,49 @@ pub struct Settings {
     pub login_timeout: Duration,
     /// How clients prove who they are.
     pub authentication: Authentication,
+    /// How reads go to followers; none if all goes to the leader.
+    pub reads: Option<Reads>,
+}
+
+/// How reads go to followers.
+#[derive(Clone, Debug)]
+pub struct Reads {
+    /// The router's own account, with which it asks servers how far they are and what functions do.
+    pub account: Account,
+    /// What sessions ask of their reads unless they say.
+    pub consistency: Consistency,
+    /// How long a read waits for a follower before it goes to the leader.
+    pub causal_wait: Duration,
+}
+
+/// An account of the router's own.
+#[derive(Clone)]
+pub struct Account {
+    /// Its name.
+    pub user: String,
+    /// Its password.
+    pub password: Option<String>,
+    /// The database that it goes to.
+    pub database: String,
+}
+
+impl Account {
+    /// How to connect to a server.
+    pub fn config(&self, server: SocketAddr) -> Config {
+        let mut config = Config::new();
+        config.host(server.ip().to_string()).port(server.port()).user(&self.user).dbname(&self.database);
+        config.application_name("antiphon router");
+        if let Some(password) = &self.password {
+            config.password(password);
+        }
+        config
+    }
+}
+
+impl std::fmt::Debug for Account {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} in {}", self.user, self.database)
+    }
 }
 
 /// How clients prove who they are.
@@ -44,11 +90,7 @@ pub enum Authentication {
 #[derive(Clone)]
 pub struct AuthQuery {
     /// The router's own account.
-    pub user: String,
-    /// Its password.
-    pub password: Option<String>,
-    /// The database in which it asks.
-    pub database: String,
+    pub account: Account,
     /// A query with the user as `$1`, that gives the user's name and verifier.
     pub query: String,
 }
@@ -57,7 +99,7 @@ impl std::fmt::Debug for Authentication {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Trust => f.write_str("Trust"),
-            Self::Query(query) => write!(f, "Query by {}", query.user),
+            Self::Query(query) => write!(f, "Query by {:?}", query.account),
             Self::Users(users) => write!(f, "{} users", users.len()),
         }
     }

@@ -6,9 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use antiphon_sql::Catalogue;
 use mio::Waker;
 use tokio::sync::mpsc;
 
+use crate::catalogues::Catalogues;
+use crate::pace::Pace;
+use crate::positions::Reading;
+use crate::routes::Routes;
 use crate::scram::{Credentials, Verifier};
 use crate::settings::Settings;
 use crate::worker::link::ServerLink;
@@ -38,16 +43,37 @@ pub struct ClientId {
     pub serial: u64,
 }
 
-/// A user and a database: whose links are alike.
-pub type PoolKey = (String, String);
+/// Whose links are alike.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    /// The user.
+    pub user: String,
+    /// The database.
+    pub database: String,
+    /// Where they go.
+    pub place: Place,
+}
+
+/// Where links go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// To whoever leads.
+    Leader,
+    /// To this server, as long as it may be read from.
+    Follower(SocketAddr),
+}
 
 /// Settings that a server reports at a login, by name.
 pub type Reported = Arc<Vec<(String, String)>>;
 
 /// Something for a thread.
 pub enum Note {
-    /// The target has changed.
+    /// The target has changed, or who may be read from.
     Target,
+    /// Servers were sampled, and a client of this thread waits for that.
+    Positions,
+    /// What names of this database mean; none if that is not known any more.
+    Catalogue(String, Option<Arc<Catalogue>>),
     /// A user was looked up: the verifier, none if there is no such user, or what went wrong.
     User(ClientId, Result<Option<Verifier>, String>),
     /// Another thread wants links that nobody uses here.
@@ -69,6 +95,8 @@ pub enum Note {
 
 /// Something for the control task.
 pub enum Ask {
+    /// Read what names mean in this database, now and from now on.
+    Catalogue(String),
     /// Look a user up.
     User {
         /// Who asks.
@@ -97,12 +125,16 @@ pub enum Ask {
 pub struct Inbox {
     notes: Mutex<VecDeque<Note>>,
     waker: Waker,
+    /// Clients of the thread wait for positions.
+    pub waits: AtomicBool,
+    /// Where statements of its clients went, by reason.
+    pub routes: Routes,
 }
 
 impl Inbox {
     /// One that wakes by this.
     pub fn new(waker: Waker) -> Self {
-        Self { notes: Mutex::default(), waker }
+        Self { notes: Mutex::default(), waker, waits: AtomicBool::new(false), routes: Routes::default() }
     }
 
     /// Hands a note over.
@@ -183,7 +215,12 @@ pub struct Shared {
     pub ends: AtomicBool,
     /// What impossible verifiers are made of.
     pub secret: [u8; 32],
-    target: Mutex<Target>,
+    /// How often servers are sampled.
+    pub pace: Pace,
+    /// What names mean.
+    pub catalogues: Catalogues,
+    began: Instant,
+    target: Mutex<(Target, Arc<Reading>)>,
     verifiers: RwLock<HashMap<String, (Option<Verifier>, Instant)>>,
     budgets: Mutex<HashMap<PoolKey, Arc<Budget>>>,
 }
@@ -203,26 +240,76 @@ impl Shared {
             clients: AtomicUsize::new(0),
             ends: AtomicBool::new(false),
             secret,
+            pace: Pace::default(),
+            catalogues: Catalogues::default(),
+            began: Instant::now(),
             target: Mutex::default(),
             verifiers: RwLock::default(),
             budgets: Mutex::default(),
         }
     }
 
-    /// Where sessions go now.
-    pub fn target(&self) -> Target {
-        *lock(&self.target)
+    /// Where sessions go now, to write and to read.
+    pub fn target(&self) -> (Target, Arc<Reading>) {
+        lock(&self.target).clone()
     }
 
-    /// Sessions go elsewhere from now on.
-    pub fn set_target(&self, target: Target) {
-        let before = std::mem::replace(&mut *lock(&self.target), target);
-        if before != target {
-            self.threads.iter().for_each(|inbox| inbox.put(Note::Target));
+    /// Sessions go elsewhere from now on; reads, too, if that is given.
+    pub fn set_target(&self, target: Target, reading: Option<Reading>) {
+        {
+            let mut known = lock(&self.target);
+            known.0 = target;
+            if let Some(reading) = reading {
+                known.1 = Arc::new(reading);
+            }
+        }
+        self.tell_all(|| Note::Target);
+    }
+
+    /// Where statements went, over all threads.
+    pub fn routes(&self) -> Routes {
+        let sum = Routes::default();
+        self.threads.iter().for_each(|inbox| sum.add(&inbox.routes));
+        sum
+    }
+
+    /// Hands a note to every thread.
+    pub fn tell_all(&self, note: impl Fn() -> Note) {
+        self.threads.iter().for_each(|inbox| inbox.put(note()));
+    }
+
+    /// The schema of a database has changed: nobody knows what names mean until that was read again.
+    pub fn schema_changed(&self, database: &str) {
+        self.catalogues.changed(database, || self.tell_all(|| Note::Catalogue(database.to_owned(), None)));
+        self.want_catalogue(database);
+    }
+
+    /// What names mean in a database is wanted. If too much is asked for, it is asked for again at the next use.
+    pub fn want_catalogue(&self, database: &str) {
+        if self.control.try_send(Ask::Catalogue(database.to_owned())).is_err() {
+            tracing::debug!(database, "a catalogue could not be asked for");
         }
     }
 
-    /// The links of a user to a database.
+    /// The router's clock in milliseconds, never 0.
+    pub fn clock_ms(&self) -> u64 {
+        self.ms_of(Instant::now())
+    }
+
+    /// A time by the router's clock.
+    pub fn ms_of(&self, at: Instant) -> u64 {
+        let passed = at.saturating_duration_since(self.began).as_millis();
+        u64::try_from(passed).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
+    /// A server was sampled: whoever waits for that looks again.
+    pub fn sampled(&self) {
+        for inbox in self.threads.iter().filter(|inbox| inbox.waits.load(Ordering::SeqCst)) {
+            inbox.put(Note::Positions);
+        }
+    }
+
+    /// The links of a user to a database at one place.
     pub fn budget(&self, key: &PoolKey) -> Arc<Budget> {
         lock(&self.budgets).entry(key.clone()).or_default().clone()
     }

@@ -16,6 +16,8 @@ pub struct Effects {
     pub plain: bool,
     /// Prepared statements of the link may be gone afterwards.
     pub forgets_statements: bool,
+    /// Names may mean something else afterwards.
+    pub changes_schema: bool,
 }
 
 /// Why a session keeps its link.
@@ -83,6 +85,7 @@ fn begin(word: &[u8], words: &mut Words<'_>, seen: &mut Effects) {
         return;
     }
     seen.plain = false;
+    seen.changes_schema |= ["create", "alter", "drop", "import"].iter().any(|name| is(name));
     if is("set") {
         set(words, seen);
     } else if is("commit") || is("end") || is("call") || is("rollback") {

@@ -1,8 +1,9 @@
-//! Who leads, out of what several agents say.
+//! Who leads and who follows, out of what several agents say.
 //!
 //! Pure. An agent may be cut off and keep saying what was. Epochs only grow, so the highest one that anybody
 //! has heard of is the truth; in it, one that says that its leader serves has seen that record, and it stays true
-//! until the next epoch.
+//! until the next epoch. A member follows the leader of an epoch when its WAL is of that leader's timeline: no
+//! server gets there that has replayed anything that the timeline does not have.
 
 use serde_json::Value;
 
@@ -15,6 +16,10 @@ pub struct Seen {
     pub epoch: u64,
     /// The server of the epoch's leader, if that accepts writes.
     pub leader: Option<Leader>,
+    /// The other members that have a server.
+    pub members: Vec<Member>,
+    /// The agent still says so: the connection to it stands.
+    pub live: bool,
 }
 
 /// A leader and where its server is.
@@ -26,6 +31,25 @@ pub struct Leader {
     pub host: String,
     /// Port of its server.
     pub port: u16,
+    /// The timeline that it writes, if the agent says so.
+    pub timeline: Option<u64>,
+}
+
+/// A member that does not lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Host of its server.
+    pub host: String,
+    /// Port of its server.
+    pub port: u16,
+    /// The timeline of its WAL, if known.
+    pub timeline: Option<u64>,
+    /// Its agent is heard, and its server runs.
+    pub up: bool,
+    /// It may be read from (the tag `noloadbalance` is not set).
+    pub serves_reads: bool,
 }
 
 impl Seen {
@@ -37,14 +61,35 @@ impl Seen {
         let leader = event.get("leader").filter(|_| led).and_then(|leader| {
             let serves = leader.get("serving")?.as_bool()? && leader.get("epoch")?.as_u64()? == epoch;
             serves.then_some(())?;
-            Some(Leader {
-                name: leader.get("name")?.as_str()?.to_owned(),
-                host: leader.get("host")?.as_str()?.to_owned(),
-                port: leader.get("port")?.as_u64()?.try_into().ok()?,
-            })
+            let (name, host, port) = address(leader)?;
+            Some(Leader { name, host, port, timeline: leader.get("timeline").and_then(Value::as_u64) })
         });
-        Some(Self { scope, epoch, leader })
+        let members = event.get("members").and_then(Value::as_array);
+        let members = members.into_iter().flatten().filter_map(Member::of_row).collect();
+        Some(Self { scope, epoch, leader, members, live: true })
     }
+}
+
+impl Member {
+    fn of_row(row: &Value) -> Option<Self> {
+        let (name, host, port) = address(row)?;
+        let state = row.get("state").and_then(Value::as_str);
+        let tag = row.get("tags").and_then(|tags| tags.get("noloadbalance"));
+        let kept_out = tag.is_some_and(|tag| *tag != Value::Bool(false));
+        (row.get("role").and_then(Value::as_str) != Some("leader")).then_some(Self {
+            name,
+            host,
+            port,
+            timeline: row.get("timeline").and_then(Value::as_u64),
+            up: matches!(state, Some("running" | "streaming")),
+            serves_reads: !kept_out,
+        })
+    }
+}
+
+fn address(of: &Value) -> Option<(String, String, u16)> {
+    let text = |key| Some(of.get(key)?.as_str()?.to_owned());
+    Some((text("name")?, text("host")?, of.get("port")?.as_u64()?.try_into().ok()?))
 }
 
 /// The truth, as far as these have heard of it: the highest epoch, and its leader if it has one that serves.
@@ -60,15 +105,46 @@ pub fn newest<'a>(seen: impl Iterator<Item = &'a Seen>) -> (u64, Option<Leader>)
     newest
 }
 
+/// The members that may be read from in an epoch, by name: those of its leader's timeline, or while nobody leads
+/// those of `before` that are still there. Agents that are heard count; if none is, what the others said last.
+pub fn followers<'a>(
+    seen: impl Iterator<Item = &'a Seen> + Clone,
+    epoch: u64,
+    leader: Option<&Leader>,
+    before: &[Member],
+) -> Vec<Member> {
+    let of_epoch = seen.filter(|seen| seen.epoch == epoch);
+    let live = of_epoch.clone().any(|seen| seen.live);
+    let rows: Vec<&Member> =
+        of_epoch.filter(|seen| seen.live || !live).flat_map(|seen| &seen.members).collect();
+    let fits = |row: &Member| match leader {
+        Some(leader) => row.name != leader.name && row.timeline.is_some() && row.timeline == leader.timeline,
+        None => before.iter().any(|known| known.name == row.name),
+    };
+    let mut found: Vec<Member> = Vec::new();
+    for row in rows.iter().filter(|row| row.up && fits(row)) {
+        let kept_out = rows.iter().any(|other| other.name == row.name && !other.serves_reads);
+        if !kept_out && found.iter().all(|known| known.name != row.name) {
+            found.push((*row).clone());
+        }
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
 
     fn event(epoch: u64, of: u64, serving: bool, phase: &str) -> Seen {
-        let leader =
-            json!({ "name": format!("n{of}"), "host": "h", "port": 5432, "epoch": of, "serving": serving });
-        Seen::of_event(&json!({ "scope": "s", "epoch": epoch, "phase": phase, "leader": leader })).unwrap()
+        let leader = json!({ "name": format!("n{of}"), "host": "h", "port": 5432, "epoch": of, "serving": serving, "timeline": of });
+        let member = |name: &str, timeline: u64, state: &str| json!({ "name": name, "host": "h", "port": 5433, "role": "replica", "state": state, "timeline": timeline, "tags": {} });
+        let members =
+            [member("a", of, "streaming"), member("b", of - 1, "streaming"), member("c", of, "unreachable")];
+        let event =
+            json!({ "scope": "s", "epoch": epoch, "phase": phase, "leader": leader, "members": members });
+        Seen::of_event(&event).unwrap()
     }
 
     #[test]
@@ -101,5 +177,46 @@ mod tests {
         let seen =
             Seen::of_event(&json!({ "epoch": 1, "scope": "s", "phase": "led", "leader": null })).unwrap();
         assert_eq!(seen.leader, None);
+    }
+
+    fn names(followers: &[Member]) -> Vec<&str> {
+        followers.iter().map(|member| member.name.as_str()).collect()
+    }
+
+    #[test]
+    fn only_members_on_the_leaders_timeline_are_read_from() {
+        let seen = [event(3, 3, true, "led"), event(4, 4, true, "led")];
+        let (epoch, leader) = newest(seen.iter());
+        let found = followers(seen.iter(), epoch, leader.as_ref(), &[]);
+        assert_eq!(names(&found), ["a"], "b has not come to the timeline yet, c is not heard");
+        let mut old = seen;
+        old[1].leader.as_mut().unwrap().timeline = None;
+        let leader = old[1].leader.clone();
+        assert!(followers(old.iter(), 4, leader.as_ref(), &[]).is_empty(), "an agent that does not say");
+    }
+
+    #[test]
+    fn while_nobody_leads_those_that_are_still_there_are_read_from() {
+        let before = event(3, 3, true, "led").members;
+        let electing = event(4, 3, true, "electing");
+        let found = followers([&electing].into_iter(), 4, None, &before[..1]);
+        assert_eq!(names(&found), ["a"]);
+        assert!(followers([&electing].into_iter(), 4, None, &[]).is_empty());
+        assert!(
+            followers([&electing].into_iter(), 5, None, &before).is_empty(),
+            "nobody speaks of this epoch"
+        );
+    }
+
+    #[test]
+    fn one_agent_that_keeps_a_member_out_is_enough_and_a_dead_one_does_not_count() {
+        let leader = event(4, 4, true, "led").leader;
+        let (mut a, b) = (event(4, 4, true, "led"), event(4, 4, true, "led"));
+        a.members[0].serves_reads = false;
+        assert!(followers([&a, &b].into_iter(), 4, leader.as_ref(), &[]).is_empty());
+        a.live = false;
+        assert_eq!(names(&followers([&a, &b].into_iter(), 4, leader.as_ref(), &[])), ["a"]);
+        let row = json!({ "name": "a", "host": "h", "port": 1, "role": "replica", "tags": { "noloadbalance": true } });
+        assert!(!Member::of_row(&row).unwrap().serves_reads);
     }
 }

@@ -1,11 +1,15 @@
 //! From a client to its server: what is read of each message, what is changed, what is kept back.
 //!
 //! Pure. Messages are passed on as they lie in the read buffer. Changed are only the names of prepared
-//! statements; looked through are texts of statements, once each. What needs a link stops until there is one.
+//! statements; looked through are texts of statements, once each. What needs a link stops until there is one. To a
+//! follower goes the round that was looked at before (`route`) and nothing behind it, or what a transaction sends
+//! that only reads.
 
 use crate::answers::Expected;
+use crate::judge::{Class, Judge};
 use crate::out::Out;
-use crate::session::{Link, Lost, Rest, Session, Status};
+use crate::own;
+use crate::session::{Link, Lost, Reads, Rest, Session, Status};
 use crate::sql::{self, Effects, Pin};
 use crate::statements::{Statement, Statements};
 use crate::wire::messages::{self, Complaint};
@@ -25,6 +29,14 @@ pub enum Stop {
     More,
     /// A link is needed.
     Link,
+    /// What was sent to a follower must be answered before the rest is looked at.
+    Busy,
+    /// The router has answered something itself; there may be more.
+    Answered,
+    /// The transaction that only reads must go on at the leader, and can.
+    Moves,
+    /// It must, and cannot: something of it has been answered already.
+    Misplaced,
     /// The client says goodbye.
     Goodbye,
     /// The client must be told this and closed.
@@ -40,6 +52,8 @@ pub struct Upstream<'a> {
     pub link: Option<&'a mut Link>,
     /// The statements of this thread.
     pub statements: &'a mut Statements,
+    /// What may be done with texts of the session's database.
+    pub judge: &'a mut Judge,
     /// What was read.
     pub input: &'a [u8],
     /// What the server is sent.
@@ -67,6 +81,9 @@ impl Upstream<'_> {
                 continue;
             }
             let rest = self.input.get(at..).unwrap_or_default();
+            if self.is_busy() && !rest.is_empty() {
+                return (at, Stop::Busy);
+            }
             let (kind, bytes) = match wire::from_client(rest) {
                 Frame::Message { kind: b'X', .. } => return (at, Stop::Goodbye),
                 Frame::Message { kind, bytes } => (kind, bytes),
@@ -76,6 +93,11 @@ impl Upstream<'_> {
                     return (at, refuse(format!("invalid frontend message of type {byte}")));
                 }
             };
+            match self.own(kind, bytes, rest) {
+                Some(Ok(())) => return (at + bytes, Stop::Answered),
+                Some(Err(stop)) => return (at, stop),
+                None => {}
+            }
             let moved = match self.alone(kind, bytes, rest) {
                 Some(moved) => moved,
                 None => self.message(kind, bytes, at),
@@ -85,6 +107,102 @@ impl Upstream<'_> {
                 Err(stop) => return (at, stop),
             }
         }
+    }
+
+    /// A round of reads is on its way, and what follows has not been looked at.
+    fn is_busy(&self) -> bool {
+        let session = &self.session;
+        let between = session.due > 0 && !session.open_round;
+        // In a transaction, too: what is on its way may end it.
+        between && session.reads != Reads::No && self.link.is_some()
+    }
+
+    /// A message about the router's own settings is answered here; none if it is about something else.
+    fn own(&mut self, kind: u8, bytes: usize, rest: &[u8]) -> Option<Result<(), Stop>> {
+        let body = rest.get(HEADER_BYTES..bytes);
+        if let Some(mut round) = self.session.own.take() {
+            let Some(body) = body else {
+                self.session.own = Some(round);
+                return Some(Err(Stop::More));
+            };
+            if kind == b'S' {
+                messages::ready(self.replies, self.session.status.byte());
+                return Some(Ok(()));
+            }
+            match self.own_message(&mut round, kind, body) {
+                Ok(()) => self.session.own = Some(round),
+                Err(complaint) => {
+                    messages::error(self.replies, &complaint);
+                    self.session.skips_to_sync = Some(self.session.status);
+                }
+            }
+            return Some(Ok(()));
+        }
+        let session = &mut *self.session;
+        let elsewhere = session.open_round || session.status == Status::Failed;
+        if elsewhere || session.lost != Lost::Nothing || session.skips_to_sync.is_some() {
+            return None;
+        }
+        let own = match kind {
+            b'Q' => own::parse(fields::text(body?)?.0),
+            b'P' => own::parse(fields::text(fields::text(body?)?.1)?.0),
+            b'B' if session.has_own => self.own_bound(body?),
+            _ => None,
+        }?;
+        if self.session.due > 0 {
+            // Answers come in the order of the questions.
+            return Some(Err(Stop::Busy));
+        }
+        if kind != b'Q' {
+            return self.begin_own(kind, body?);
+        }
+        own::query(&own, self.session, self.replies);
+        Some(Ok(()))
+    }
+
+    fn begin_own(&mut self, kind: u8, body: &[u8]) -> Option<Result<(), Stop>> {
+        let mut round = Box::new(own::Round::default());
+        self.session.has_own = true;
+        // What it begins with was read before.
+        self.own_message(&mut round, kind, body).ok()?;
+        self.session.own = Some(round);
+        Some(Ok(()))
+    }
+
+    fn own_message(&mut self, round: &mut own::Round, kind: u8, body: &[u8]) -> Result<(), Complaint> {
+        match kind {
+            b'P' => {
+                let (name, text) = fields::text(body).ok_or_else(own::alone)?;
+                let sql = fields::text(text).ok_or_else(own::alone)?.0;
+                let statement = own::parse(sql).ok_or_else(own::alone)?;
+                if name.is_empty() {
+                    self.session.unnamed.clear();
+                    self.session.unnamed.extend_from_slice(text);
+                    self.session.unnamed_here = false;
+                } else {
+                    let kept = self.statements.get(text, || sql::effects(sql));
+                    self.session.name(name, kept);
+                }
+                round.parse(statement, self.replies);
+                Ok(())
+            }
+            b'B' => {
+                let bound = self.own_bound(body).ok_or_else(own::alone)?;
+                round.bind(Some(bound), self.replies);
+                Ok(())
+            }
+            _ => round.message(kind, body, self.session, self.replies),
+        }
+    }
+
+    /// The statement about an own setting that a Bind names, if it names one.
+    fn own_bound(&self, body: &[u8]) -> Option<own::Own> {
+        let name = fields::text(fields::text(body)?.1)?.0;
+        let text = match name {
+            b"" => self.session.unnamed.as_slice(),
+            _ => &self.session.statement(name)?.text,
+        };
+        own::parse(fields::text(text)?.0)
     }
 
     /// What is dealt with without a server: how many bytes, or none if it needs one.
@@ -106,9 +224,32 @@ impl Upstream<'_> {
         match kind {
             // What a client still sends of a COPY that has failed; a server ignores it, too.
             b'd' | b'c' | b'f' => Some(self.drop(bytes)),
-            _ if self.session.lost == Lost::Untold => Some(self.tell(kind, bytes, rest)),
+            _ if matches!(self.session.lost, Lost::Untold | Lost::Misplaced) => {
+                Some(self.tell(kind, bytes, rest))
+            }
+            // No server has anything open of this session that it could close, or has to bring in step.
+            b'C' | b'S' if self.session.status == Status::Idle => Some(self.nothing_open(kind, bytes, rest)),
+            // Whether it is a read is seen when it is whole; and nobody keeps a link by sending slowly.
+            _ if rest.len() < bytes && bytes <= LOOKED_AT_BYTES_MAX => Some(Err(Stop::More)),
             _ => Some(Err(Stop::Link)),
         }
+    }
+
+    /// A Close or a Sync of a session that has no link.
+    fn nothing_open(&mut self, kind: u8, bytes: usize, rest: &[u8]) -> Result<usize, Stop> {
+        let body = rest.get(HEADER_BYTES..bytes).ok_or(Stop::More)?;
+        if kind == b'S' {
+            messages::ready(self.replies, Status::Idle.byte());
+            return Ok(bytes);
+        }
+        let (what, name) = close(body)?;
+        match (what, name) {
+            (b'S', b"") => self.session.unnamed.clear(),
+            (b'S', name) => drop(self.session.forget(name)),
+            _ => {}
+        }
+        messages::put(self.replies, b'3', |_| ());
+        Ok(bytes)
     }
 
     /// The first message after a transaction was lost is answered with that.
@@ -116,10 +257,15 @@ impl Upstream<'_> {
         if kind == b'S' && rest.len() < bytes {
             return Err(Stop::More);
         }
+        let complaint = match self.session.lost {
+            Lost::Misplaced => Complaint::error("0A000", crate::loss::MISPLACED),
+            Lost::Nothing | Lost::Told | Lost::Untold => {
+                Complaint::error("57P01", crate::loss::TRANSACTION_LOST)
+            }
+        };
+        let complaint = complaint.with_detail(self.session.lost_because.take());
         self.session.lost = Lost::Told;
         self.session.status = Status::Failed;
-        let complaint = Complaint::error("57P01", crate::loss::TRANSACTION_LOST)
-            .with_detail(self.session.lost_because.take());
         if kind != b'S' {
             messages::error(self.replies, &complaint);
         }
@@ -169,6 +315,7 @@ impl Upstream<'_> {
                 Ok(self.pass(at, bytes))
             }
             b'F' => {
+                self.needs_leader()?;
                 self.session.again.never();
                 self.ends_round(Expected::Ready);
                 Ok(self.pass(at, bytes))
@@ -206,10 +353,54 @@ impl Upstream<'_> {
         }
     }
 
+    /// In a transaction that only reads, on a follower: something only the leader can do comes.
+    fn needs_leader(&self) -> Result<(), Stop> {
+        match &self.session.reads {
+            Reads::No => Ok(()),
+            Reads::Begun(_) if !self.session.in_flight() => Err(Stop::Moves),
+            Reads::Round | Reads::Begun(_) | Reads::First(_) | Reads::Going => Err(Stop::Misplaced),
+        }
+    }
+
+    /// In a transaction that only reads, on a follower: whether this text may run there.
+    fn stays(&mut self, sql: &[u8]) -> Result<(), Stop> {
+        if self.session.reads == Reads::No || self.session.status != Status::Open {
+            return Ok(());
+        }
+        let between = !self.session.in_flight();
+        match (self.judge.class(sql), std::mem::take(&mut self.session.reads)) {
+            (Class::Reads, Reads::Begun(text)) if between => {
+                self.session.reads = Reads::First(text);
+                self.session.again.begin(true);
+                Ok(())
+            }
+            (Class::Unproven | Class::BeginsReading, reads @ Reads::Begun(_)) if between => {
+                self.session.reads = reads;
+                Err(Stop::Moves)
+            }
+            (Class::LeaderOnly, reads) => {
+                self.session.reads = reads;
+                self.needs_leader()
+            }
+            // What writes is refused there as it would be by the leader.
+            (Class::Reads | Class::Unproven | Class::BeginsReading, reads) => {
+                self.session.reads = reads;
+                Ok(())
+            }
+        }
+    }
+
     fn query(&mut self, bytes: usize, at: usize, whole: Option<&[u8]>) -> Result<usize, Stop> {
         let effects = match whole {
-            Some(body) => sql::effects(fields::text(body).ok_or_else(|| refuse("a query has no end"))?.0),
-            None if bytes > LOOKED_AT_BYTES_MAX => OVERSIZE,
+            Some(body) => {
+                let sql = fields::text(body).ok_or_else(|| refuse("a query has no end"))?.0;
+                self.stays(sql)?;
+                sql::effects(sql)
+            }
+            None if bytes > LOOKED_AT_BYTES_MAX => {
+                self.needs_leader()?;
+                OVERSIZE
+            }
             None => return Err(Stop::More),
         };
         self.sends(effects);
@@ -224,16 +415,18 @@ impl Upstream<'_> {
             if bytes <= LOOKED_AT_BYTES_MAX {
                 return Err(Stop::More);
             }
+            self.needs_leader()?;
             self.session.open_round = true;
             self.sends(OVERSIZE);
             self.session.unnamed_here = true;
             self.expect(Expected::Parse(None));
             return Ok(self.pass(at, bytes));
         };
-        self.session.open_round = true;
         let no_end = || refuse("a statement to prepare has no end");
         let (name, text) = fields::text(body).ok_or_else(no_end)?;
         let sql = fields::text(text).ok_or_else(no_end)?.0;
+        self.stays(sql)?;
+        self.session.open_round = true;
         if name.is_empty() {
             self.sends(sql::effects(sql));
             self.session.unnamed.clear();
@@ -275,15 +468,22 @@ impl Upstream<'_> {
                 Stop::More
             });
         };
-        self.session.open_round = true;
         if name.is_empty() {
+            let text = std::mem::take(&mut self.session.unnamed);
+            let stays = self.stays(fields::text(&text).unwrap_or_default().0);
+            self.session.unnamed = text;
+            stays?;
+            self.session.open_round = true;
             self.unnamed();
             return Ok(self.pass(at, bytes));
         }
         let Some(statement) = self.session.statement(name).cloned() else {
+            self.session.open_round = true;
             self.session.again.never();
             return Ok(self.pass(at, bytes));
         };
+        self.stays(fields::text(&statement.text).unwrap_or_default().0)?;
+        self.session.open_round = true;
         self.named(&statement);
         let head = portal.len() + name.len() + 2;
         let length = bytes - 1 - name.len() + statement.name.len();
@@ -298,10 +498,8 @@ impl Upstream<'_> {
 
     fn describe_or_close(&mut self, kind: u8, bytes: usize, at: usize, body: &[u8]) -> Result<usize, Stop> {
         self.session.open_round = true;
-        let broken = || refuse("a Describe or Close has no name");
-        let (what, after) = body.split_first().ok_or_else(broken)?;
-        let name = fields::text(after).ok_or_else(broken)?.0;
-        let statement = self.session.statement(name).cloned().filter(|_| *what == b'S');
+        let (what, name) = close(body)?;
+        let statement = self.session.statement(name).cloned().filter(|_| what == b'S');
         match (kind, statement) {
             (b'C', Some(_)) => {
                 self.session.forget(name);
@@ -310,7 +508,7 @@ impl Upstream<'_> {
                 Ok(bytes)
             }
             (b'C', None) => {
-                if *what == b'S' && name.is_empty() {
+                if what == b'S' && name.is_empty() {
                     self.session.unnamed.clear();
                 }
                 self.expect(Expected::Close);
@@ -325,7 +523,7 @@ impl Upstream<'_> {
                 Ok(bytes)
             }
             (_, None) => {
-                if *what == b'S' && name.is_empty() {
+                if what == b'S' && name.is_empty() {
                     self.unnamed();
                 }
                 Ok(self.pass(at, bytes))
@@ -356,13 +554,27 @@ impl Upstream<'_> {
         self.session.unnamed = text;
         self.session.unnamed_here = true;
         // Looked through when it came; what it may leave behind has been noted since.
-        self.session.again.never();
+        if self.session.reads == Reads::No {
+            self.session.again.never();
+        }
         self.expect(Expected::ParseOfOurs(None));
     }
 }
 
-const OVERSIZE: Effects =
-    Effects { pins: Some(Pin::Oversize), may_commit: true, plain: false, forgets_statements: false };
+const OVERSIZE: Effects = Effects {
+    pins: Some(Pin::Oversize),
+    may_commit: true,
+    plain: false,
+    forgets_statements: false,
+    changes_schema: true,
+};
+
+/// What a Describe or Close is about: a statement or a portal, and its name.
+fn close(body: &[u8]) -> Result<(u8, &[u8]), Stop> {
+    let broken = || refuse("a Describe or Close has no name");
+    let (what, after) = body.split_first().ok_or_else(broken)?;
+    Ok((*what, fields::text(after).ok_or_else(broken)?.0))
+}
 
 fn refuse(message: impl Into<String>) -> Stop {
     Stop::Refuse(Complaint::fatal("08P01", message))

@@ -5,7 +5,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
-use antiphon_router::{AuthQuery, Authentication, Router, Settings};
+use antiphon_router::{Account, AuthQuery, Authentication, Reads, Router, Settings};
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -18,16 +18,24 @@ use crate::config::{Listen, RouterAuthentication, RouterFile};
 pub fn start(file: &RouterFile) -> anyhow::Result<Router> {
     let config = &file.router;
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let authentication = match &config.authentication {
-        RouterAuthentication::Trust => Authentication::Trust,
-        RouterAuthentication::Users(users) => Authentication::Users(users.clone()),
-        RouterAuthentication::Query { user, password, database, query } => Authentication::Query(AuthQuery {
-            user: user.clone(),
-            password: password.as_ref().map(|password| password.expose().to_owned()),
-            database: database.clone(),
-            query: query.clone(),
-        }),
+    let account = config.account.as_ref().map(|account| Account {
+        user: account.user.clone(),
+        password: account.password.as_ref().map(|password| password.expose().to_owned()),
+        database: account.database.clone(),
+    });
+    let authentication = match (&config.authentication, &account) {
+        (RouterAuthentication::Trust, _) => Authentication::Trust,
+        (RouterAuthentication::Users(users), _) => Authentication::Users(users.clone()),
+        (RouterAuthentication::Query(query), Some(account)) => {
+            Authentication::Query(AuthQuery { account: account.clone(), query: query.clone() })
+        }
+        (RouterAuthentication::Query(_), None) => anyhow::bail!("router.auth_user is missing"),
     };
+    let reads = config.reads.zip(account).map(|(reads, account)| Reads {
+        account,
+        consistency: reads.consistency,
+        causal_wait: reads.causal_wait,
+    });
     let settings = Settings {
         listen: addresses(&config.listen)?,
         agents: config.agents.iter().map(ToString::to_string).collect(),
@@ -38,6 +46,7 @@ pub fn start(file: &RouterFile) -> anyhow::Result<Router> {
         failover_hold: config.failover_hold,
         login_timeout: config.login_timeout,
         authentication,
+        reads,
     };
     let threads = settings.threads;
     let router = Router::start(settings)?;

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::downstream::{Downstream, Flow};
+use crate::judge::{self, Judge};
 use crate::loss::{self, Verdict};
 use crate::out::Out;
 use crate::parameters::Interned;
@@ -14,6 +15,7 @@ struct Play {
     session: Session,
     link: Option<Link>,
     statements: Statements,
+    judge: Judge,
     interned: Interned,
     replies: Vec<u8>,
     deposed: bool,
@@ -27,6 +29,7 @@ impl Play {
             session,
             link: None,
             statements: Statements::new(0),
+            judge: judge::tests::informed(),
             interned: Interned::default(),
             replies: Vec::new(),
             deposed: true,
@@ -48,6 +51,7 @@ impl Play {
             session: &mut self.session,
             link: self.link.as_mut(),
             statements: &mut self.statements,
+            judge: &mut self.judge,
             input,
             out: &mut out,
             replies: &mut self.replies,
@@ -341,4 +345,202 @@ fn a_server_that_answers_what_nobody_asked_is_left() {
         let (_, _, flow) = play.down(&message(kind, if kind == b'Z' { b"I" } else { b"" }));
         assert!(matches!(flow, Flow::Broken(_)), "{}", char::from(kind));
     }
+}
+
+fn reading(play: &mut Play, reads: Reads) {
+    play.attach();
+    play.session.reads = reads;
+}
+
+fn refusal(code: &str) -> Vec<u8> {
+    message(b'E', format!("SERROR\0VERROR\0C{code}\0Mno\0\0").as_bytes())
+}
+
+#[test]
+fn only_the_round_that_was_looked_at_goes_to_a_follower() {
+    let mut play = Play::new();
+    let query = messages::query("SELECT * FROM t");
+    let both = [query.clone(), messages::query("INSERT INTO t VALUES (1)")].concat();
+    reading(&mut play, Reads::Round);
+    assert_eq!(play.up(&both), (query.clone(), query.len(), Stop::Busy));
+    assert_eq!(play.down(&[message(b'C', b""), ready(b'I')].concat()).2, Flow::Free);
+    let round = [prepared("", "SELECT * FROM t"), bound(""), sync()].concat();
+    reading(&mut play, Reads::Round);
+    assert_eq!(play.up(&[&round[..], &round].concat()).1, round.len());
+}
+
+#[test]
+fn a_round_is_looked_at_whole() {
+    use crate::route::{Look, look};
+    use crate::routes::Reason;
+    let mut play = Play::new();
+    play.attach();
+    play.up(&[prepared("r", "SELECT * FROM t"), prepared("w", "INSERT INTO t VALUES (1)"), sync()].concat());
+    play.link = None;
+    let (read, write) = (prepared("", "SELECT * FROM t"), prepared("", "INSERT INTO t VALUES (1)"));
+    let execute = message(b'E', b"\0\0\0\0\0");
+    let not_a_read = Look::Leader(Reason::NotARead);
+    let cases = [
+        ([messages::query("SELECT * FROM t")].concat(), Look::Reads),
+        ([messages::query("INSERT INTO t VALUES (1)")].concat(), not_a_read.clone()),
+        ([read.clone(), bound(""), execute.clone(), sync()].concat(), Look::Reads),
+        ([bound("r"), execute.clone(), sync()].concat(), Look::Reads),
+        ([bound("r"), execute.clone(), bound("w"), execute.clone(), sync()].concat(), not_a_read.clone()),
+        ([bound("w"), execute.clone(), sync()].concat(), not_a_read.clone()),
+        (
+            [read.clone(), bound(""), execute.clone(), write, bound(""), execute.clone(), sync()].concat(),
+            not_a_read.clone(),
+        ),
+        ([read, bound(""), execute].concat(), Look::Leader(Reason::NotWhole)),
+        (sync(), not_a_read.clone()),
+        (message(b'F', b""), not_a_read),
+        (messages::query("BEGIN READ ONLY"), Look::Begins("BEGIN READ ONLY".into())),
+        (prepared("", "BEGIN READ ONLY"), Look::Leader(Reason::NotWhole)),
+        (
+            messages::query(&format!("SELECT * FROM t WHERE a = '{}'", "x".repeat(AGAIN_BYTES_MAX))),
+            Look::Leader(Reason::NotWhole),
+        ),
+    ];
+    for (input, expected) in cases {
+        assert_eq!(look(&play.session, &input, &mut play.judge), expected, "{}", kinds(&input));
+    }
+    play.session.pinned = Some(Pin::Listen);
+    assert_eq!(
+        look(&play.session, &messages::query("SELECT * FROM t"), &mut play.judge),
+        Look::Leader(Reason::Pinned)
+    );
+}
+
+#[test]
+fn what_concerns_no_server_is_answered_without_one() {
+    let mut play = Play::new();
+    play.attach();
+    play.up(&[prepared("r", "SELECT * FROM t"), sync()].concat());
+    play.down(&[message(b'1', b""), ready(b'I')].concat());
+    play.link = None;
+    let closes = [message(b'C', b"Sr\0"), message(b'C', b"Snone\0"), sync()].concat();
+    assert_eq!(play.up(&closes), (Vec::new(), closes.len(), Stop::More));
+    assert_eq!(kinds(&play.replies), "33Z");
+    assert!(play.session.statement(b"r").is_none());
+}
+
+#[test]
+fn a_read_that_a_follower_cannot_answer_is_repeated_unless_its_client_heard_of_it() {
+    let query = messages::query("SELECT * FROM t");
+    for code in ["25006", "40001", "42P01"] {
+        let mut play = Play::new();
+        reading(&mut play, Reads::Round);
+        play.up(&query);
+        let answer = [message(b'T', b"row"), refusal(code), ready(b'I')].concat();
+        assert!(matches!(play.down(&answer).2, Flow::Repeat(_)), "{code}");
+    }
+    let mut play = Play::new();
+    reading(&mut play, Reads::Round);
+    play.up(&query);
+    assert_eq!(
+        play.down(&[refusal("22012"), ready(b'I')].concat()).2,
+        Flow::Free,
+        "the leader would say the same"
+    );
+    reading(&mut play, Reads::Round);
+    play.up(&query);
+    play.down(&message(b'T', b"row"));
+    assert_eq!(play.down(&refusal("40001")).2, Flow::On);
+}
+
+#[test]
+fn a_read_whose_follower_died_is_repeated_unless_its_client_heard_of_it() {
+    let round = [prepared("", "SELECT * FROM t"), bound(""), sync()].concat();
+    let mut play = Play::new();
+    reading(&mut play, Reads::Round);
+    play.up(&round);
+    assert_eq!(play.lose(None), Verdict::Again(round.clone()));
+    assert_eq!((&play.session.reads, play.session.in_flight()), (&Reads::No, false));
+    reading(&mut play, Reads::Round);
+    play.up(&round);
+    play.down(&message(b'1', b""));
+    assert!(
+        matches!(play.lose(None), Verdict::Goes(told) if contains(&told, "C57P01\0") && told.ends_with(&ready(b'I')))
+    );
+}
+
+fn begun() -> Play {
+    let mut play = Play::new();
+    reading(&mut play, Reads::Begun("BEGIN READ ONLY".into()));
+    play.up(&messages::query("BEGIN READ ONLY"));
+    assert_eq!(play.down(&[message(b'C', b""), ready(b'T')].concat()).2, Flow::On);
+    play
+}
+
+#[test]
+fn a_transaction_that_only_reads_goes_to_the_leader_when_it_has_to_and_can() {
+    let moved = |play: &mut Play| {
+        let begin = play.attach();
+        assert!(contains(&begin, "BEGIN READ ONLY"));
+        assert_eq!(play.down(&[message(b'C', b""), ready(b'T')].concat()), (Vec::new(), 11, Flow::On));
+    };
+    // With its first statement.
+    let mut play = begun();
+    assert_eq!(play.up(&messages::query("SELECT volatile_one()")).2, Stop::Moves);
+    assert_eq!(play.lose(None), Verdict::Goes(Vec::new()));
+    moved(&mut play);
+    // When its follower dies between two statements, or under the first one.
+    let mut play = begun();
+    assert_eq!(play.lose(None), Verdict::Goes(Vec::new()));
+    moved(&mut play);
+    let (mut play, query) = (begun(), messages::query("SELECT * FROM t"));
+    play.up(&query);
+    assert_eq!(play.lose(None), Verdict::Again(query.clone()));
+    moved(&mut play);
+    // A first statement that a follower cannot answer.
+    let mut play = begun();
+    play.up(&query);
+    assert!(matches!(play.down(&refusal("40001")).2, Flow::Repeat(_)));
+    // Not once it has been answered.
+    let mut play = begun();
+    play.up(&query);
+    play.down(&[message(b'C', b""), ready(b'T')].concat());
+    assert_eq!(play.session.reads, Reads::Going);
+    assert_eq!(play.up(&messages::query("SELECT volatile_one()")).2, Stop::More, "the follower says");
+    play.down(&[message(b'C', b""), ready(b'T')].concat());
+    assert_eq!(play.up(&messages::query("LISTEN news")).2, Stop::Misplaced);
+    assert_eq!(play.lose(None), Verdict::Goes(Vec::new()));
+    assert_eq!(play.session.lost, Lost::Untold);
+}
+
+#[test]
+fn settings_of_the_router_are_answered_by_it() {
+    let mut play = Play::new();
+    let ask = messages::query("SET antiphon.consistency = 'bounded(2s)'");
+    assert_eq!(play.up(&ask), (Vec::new(), ask.len(), Stop::Answered));
+    assert_eq!(kinds(&play.replies), "CZ");
+    play.replies.clear();
+    let show = [prepared("s", "SHOW antiphon.consistency"), message(b'D', b"Ss\0"), sync()].concat();
+    let mut at = 0;
+    let all = |play: &mut Play, input: &[u8], at: &mut usize| {
+        while *at < input.len() {
+            let (sent, moved, stop) = play.up(&input[*at..]);
+            assert_eq!((sent, stop), (Vec::new(), Stop::Answered));
+            *at += moved;
+        }
+    };
+    all(&mut play, &show, &mut at);
+    assert_eq!(kinds(&play.replies), "1tTZ");
+    play.replies.clear();
+    let run = [bound("s"), message(b'E', b"\0\0\0\0\0"), sync()].concat();
+    all(&mut play, &run, &mut 0);
+    assert_eq!(kinds(&play.replies), "2DCZ");
+    assert!(contains(&play.replies, "bounded(2000ms)"));
+    play.replies.clear();
+    play.up(&messages::query("SET antiphon.consistency = weak"));
+    assert!(contains(&play.replies, "C22023\0"));
+    // Mixed with others they are refused, and what follows is left out to the Sync.
+    play.replies.clear();
+    let mixed = [prepared("", "SHOW antiphon.route"), prepared("", "SELECT 1"), bound(""), sync()].concat();
+    let (mut at, mut stop) = (0, Stop::Answered);
+    while stop == Stop::Answered {
+        let (_, moved, next) = play.up(&mixed[at..]);
+        (at, stop) = (at + moved, next);
+    }
+    assert_eq!((kinds(&play.replies).as_str(), at), ("1EZ", mixed.len()));
 }

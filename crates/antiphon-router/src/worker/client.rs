@@ -1,9 +1,15 @@
-//! A client: its socket and how far it has come, from its first byte to its session.
+//! A client: its socket and how far it has come, from its first byte to its session, and where it is served.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use mio::net::TcpStream;
 
+use crate::positions::{Follower, Reading};
+use crate::routes::Reason;
 use crate::scram::Exchange;
-use crate::session::Session;
+use crate::session::{Reads, Session};
 use crate::shared::ClientId;
 
 /// What is known of a client before it has a session.
@@ -34,6 +40,29 @@ pub enum Phase {
     Session,
 }
 
+/// What a session uses its link for.
+#[derive(Debug)]
+pub enum Errand {
+    /// It has none, and waits for none.
+    Nothing,
+    /// At the leader.
+    Leader,
+    /// Reading from a follower, whose feed was at this connection when it was chosen.
+    Follower(Arc<Follower>, u64),
+}
+
+impl Errand {
+    /// Whether what it was decided on is still so.
+    pub fn still_holds(&self, now_ms: u64) -> bool {
+        match self {
+            Self::Nothing | Self::Leader => true,
+            Self::Follower(follower, connection) => {
+                follower.feed.connection() == *connection && follower.is_well(now_ms)
+            }
+        }
+    }
+}
+
 /// A client.
 pub struct Client {
     /// Its socket.
@@ -50,8 +79,20 @@ pub struct Client {
     pub link: Option<usize>,
     /// The link has been taken and not been told the session's settings yet.
     pub fresh_link: bool,
+    /// What its session does there.
+    pub errand: Errand,
     /// It waits for a link.
     pub waits: bool,
+    /// Until when its next read may wait for a position; none if it has not waited.
+    pub wait_until: Option<Instant>,
+    /// Its next round goes to the leader, for this reason.
+    pub detour: Option<Reason>,
+    /// Reads that went to the leader because no follower was far enough, since the session's last write.
+    pub misses: u32,
+    /// Its reads do not wait for a position before this: the last one waited in vain.
+    pub hurries_until: Option<Instant>,
+    /// It sent more before what is on its way to a follower was answered.
+    pub busy: bool,
     /// Bytes that it has not taken yet.
     pub out: Vec<u8>,
     /// Bytes that it sent and that wait: for a link, or for the rest of a message.
@@ -69,6 +110,22 @@ pub struct Client {
 }
 
 impl Client {
+    /// Its session has no link any more, or waits for none: what it did there is the floor of its next reads.
+    pub fn leave_link(&mut self, reading: &Reading) {
+        self.link = None;
+        self.fresh_link = false;
+        let session = &mut self.session;
+        match std::mem::replace(&mut self.errand, Errand::Nothing) {
+            Errand::Nothing => {}
+            Errand::Leader => session.floor.used_leader(reading),
+            Errand::Follower(follower, connection) => {
+                follower.busy.fetch_sub(1, Ordering::Relaxed);
+                session.floor.used_follower(reading, &follower, connection);
+                session.reads = Reads::No;
+            }
+        }
+    }
+
     /// Its name in its thread.
     pub fn id(&self, slot: usize) -> ClientId {
         ClientId { slot, serial: self.serial }

@@ -5,7 +5,7 @@ use super::link::Stage;
 use super::{Work, Worker};
 use crate::loss::{self, Verdict};
 use crate::session::Status;
-use crate::shared::Ask;
+use crate::shared::{Ask, Place};
 
 impl Worker {
     /// A link is of no use any more: its client is told what that means, and its place is given back.
@@ -17,7 +17,12 @@ impl Worker {
         // Closing the socket does it, too; an error changes nothing.
         let _ = self.poll.registry().deregister(&mut link.stream);
         if let Stage::Login(_) = link.stage {
-            self.pause_opening(link.pool);
+            self.could_not_open(link.pool);
+        } else if let Place::Follower(address) = link.key_of.place
+            && link.hung_up
+            && link.wire.farewell.as_ref().is_none_or(|farewell| farewell.code != "40001")
+        {
+            self.ban(address);
         }
         self.forget_idle(link.pool, slot);
         if let Some(client) = link.client {
@@ -26,14 +31,29 @@ impl Worker {
         self.gave_up(link.pool);
     }
 
+    /// A client's link is of no use to it any more; the link itself lives on.
+    pub(super) fn lose_to(&mut self, client: usize, link: usize) {
+        let Some(lost) = self.links.get(link) else { return };
+        let Some(waits) = self.clients.get_mut(client) else { return };
+        let verdict = loss::lose(&mut waits.session, &lost.wire, false);
+        self.lost(client, verdict, None);
+    }
+
     fn lost_link(&mut self, slot: usize, link: &crate::session::Link, deposed: bool) {
         let Some(client) = self.clients.get_mut(slot) else { return };
-        client.link = None;
-        client.fresh_link = false;
         let verdict = loss::lose(&mut client.session, link, deposed);
+        self.lost(slot, verdict, link.farewell.as_ref().map(|farewell| farewell.code.as_str()));
+    }
+
+    fn lost(&mut self, slot: usize, verdict: Verdict, said: Option<&str>) {
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        client.leave_link(&self.reading);
+        // What came behind a read that is on its way has waited.
+        client.resumes |= std::mem::take(&mut client.busy);
+        let (pool, changed) = (client.pool, std::mem::take(&mut client.session.changed_schema));
         tracing::debug!(
             told = matches!(verdict, Verdict::Goes(ref bytes) if !bytes.is_empty()),
-            said = link.farewell.as_ref().map(|farewell| farewell.code.as_str()),
+            said,
             "a client lost its link"
         );
         match verdict {
@@ -49,6 +69,9 @@ impl Worker {
             }
             Verdict::Ends(bytes) => self.dismiss_with(slot, &bytes),
         }
+        if changed {
+            self.tell_of_schema(pool);
+        }
     }
 
     /// A client has left.
@@ -60,7 +83,12 @@ impl Worker {
         // Closing the socket does it, too; an error changes nothing.
         let _ = self.poll.registry().deregister(&mut client.stream);
         self.shared.clients.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
-        let Some(number) = client.link else { return };
+        let link = client.link;
+        client.leave_link(&self.reading);
+        if client.session.changed_schema {
+            self.tell_of_schema(client.pool);
+        }
+        let Some(number) = link else { return };
         let Some(link) = self.links.get_mut(number) else { return };
         link.client = None;
         let clean = client.session.status == Status::Idle
@@ -80,7 +108,7 @@ impl Worker {
         link.stage = Stage::Reset;
         let query = link.wire.reset(self.defaults.clone());
         let serial = link.serial;
-        self.openings.push_back((self.now + super::pools::OPENING_MAX, number, serial));
+        self.openings.push_back((self.now + super::openings::OPENING_MAX, number, serial));
         self.send(number, &query);
     }
 

@@ -9,6 +9,7 @@ use mio::net::TcpStream;
 
 use super::client::Phase;
 use super::link::Stage;
+use super::reads::judge_of;
 use super::{READ_BYTES, Work, Worker};
 use crate::downstream::{Downstream, Flow};
 use crate::upstream::{Stop, Upstream};
@@ -134,9 +135,10 @@ impl Worker {
         loop {
             let Some(client) = self.clients.get_mut(slot) else { return };
             let at_work = !matches!(client.phase, Phase::Lookup(_) | Phase::Greeting(_));
-            if client.waits || client.leaves || !at_work || !client.out.is_empty() {
+            let held = client.waits || client.busy;
+            if held || client.leaves || !at_work || !client.out.is_empty() {
                 // One that has gone is not served any more; what it sent before it went does not matter.
-                if client.hung_up && (client.waits || !at_work || client.leaves) {
+                if client.hung_up && (held || !at_work || client.leaves) {
                     self.work.push_back(Work::Close(slot, client.serial));
                 }
                 return;
@@ -210,6 +212,7 @@ impl Worker {
             session: &mut client.session,
             link: link.as_mut().map(|link| &mut link.wire),
             statements: &mut self.statements,
+            judge: judge_of(&mut self.judges, &self.pools, client.pool),
             input,
             out: &mut self.out,
             replies: &mut self.replies,
@@ -232,7 +235,15 @@ impl Worker {
         }
         match stop {
             Stop::More => false,
-            Stop::Link => self.attach(slot),
+            Stop::Answered => true,
+            Stop::Link => self.attach(slot, input.get(moved..).unwrap_or_default()),
+            Stop::Busy => {
+                if let Some(client) = self.clients.get_mut(slot) {
+                    client.busy = true;
+                }
+                false
+            }
+            Stop::Moves | Stop::Misplaced => self.leave_follower(slot, stop == Stop::Misplaced),
             Stop::Goodbye => {
                 let serial = self.clients.get(slot).map_or(0, |client| client.serial);
                 self.work.push_back(Work::Close(slot, serial));
@@ -296,7 +307,7 @@ impl Worker {
         self.links.get(slot).is_some_and(|link| link.hung_up)
     }
 
-    fn link_bytes(&mut self, slot: usize, input: &[u8]) {
+    pub(super) fn link_bytes(&mut self, slot: usize, input: &[u8]) {
         let Some(link) = self.links.get_mut(slot) else { return };
         if let Stage::Login(_) = link.stage {
             return self.link_login(slot, input);
@@ -314,6 +325,9 @@ impl Worker {
         .run();
         link.inbox.extend_from_slice(input.get(moved..).unwrap_or_default());
         let (serial, resets) = (link.serial, matches!(link.stage, Stage::Reset));
+        if let Flow::Repeat(refusal) = flow {
+            return self.repeat_at_leader(slot, refusal);
+        }
         let bytes = self.out.finish(input);
         if let Some(to) = to.filter(|_| !bytes.is_empty()) {
             to.session.again.never();
@@ -324,7 +338,9 @@ impl Worker {
         match flow {
             Flow::Free => self.release(slot),
             Flow::Reset if resets => self.offer(slot),
-            Flow::On | Flow::Reset => {}
+            Flow::On => self.go_on(client),
+            // Repeated above.
+            Flow::Reset | Flow::Repeat(_) => {}
             Flow::Failed => self.own_query_failed(slot),
             Flow::Broken(what) => {
                 tracing::warn!(what, "a server does not keep to the protocol; its link is closed");

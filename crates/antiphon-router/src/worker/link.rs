@@ -54,6 +54,8 @@ pub struct ServerLink {
     pub process: u32,
     /// What a cancel request has to know.
     pub key: Vec<u8>,
+    /// How often in a row its server, a follower, was found silent.
+    pub silent_looks: u32,
     /// Cancel requests on their way.
     pub cancels: u32,
 }

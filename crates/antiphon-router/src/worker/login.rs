@@ -3,13 +3,15 @@
 use super::client::{Phase, Wish};
 use super::link::Stage;
 use super::{Work, Worker};
+use crate::consistency;
 use crate::login::failure;
-use crate::parameters::Parameters;
+use crate::own;
+use crate::parameters::{self, Parameters};
 use crate::scram::{self, Exchange, NONCE_BYTES, ScramError, Verifier};
 use crate::session::{Farewell, Session};
 use crate::settings::Authentication;
-use crate::shared::{Ask, ClientId, Note, lock};
-use crate::wire::messages::{self, Complaint};
+use crate::shared::{Ask, ClientId, Note, Place, PoolKey, lock};
+use crate::wire::messages::{self, Complaint, Severity};
 use crate::wire::startup::{self, NEWEST_MINOR, Opening, Start};
 use crate::wire::{self, Frame, HEADER_BYTES, fields};
 
@@ -95,7 +97,12 @@ impl Worker {
         if user.len() > NAME_BYTES_MAX || database.len() > NAME_BYTES_MAX {
             return Err(Complaint::fatal("28000", "the name of the user or of the database is too long"));
         }
-        let parameters = self.interned.get(Parameters::of_start(start)?);
+        let mut parameters = Parameters::of_start(start)?;
+        let asked = parameters.take(consistency::SETTING).map(|level| own::level(&level)).transpose();
+        let asked = asked.map_err(|complaint| Complaint { severity: Severity::Fatal, ..complaint })?;
+        let parameters = self.interned.get(parameters);
+        let standard =
+            self.shared.settings.reads.as_ref().map_or_else(Default::default, |reads| reads.consistency);
         if start.minor > NEWEST_MINOR || !start.unknown_options.is_empty() {
             let mut bytes = Vec::new();
             messages::negotiate(&mut bytes, start.minor.min(NEWEST_MINOR), &start.unknown_options);
@@ -108,6 +115,8 @@ impl Worker {
         };
         if let Some(client) = self.clients.get_mut(slot) {
             client.session = Session::new(parameters);
+            client.session.standard = asked.unwrap_or(standard);
+            client.session.consistency = client.session.standard;
         }
         self.identify(slot, wish);
         Ok(())
@@ -209,7 +218,8 @@ impl Worker {
                     }
                     error => malformed(&error.to_string()),
                 })?;
-                let budget = self.shared.budget(&(wish.user.clone(), wish.database.clone()));
+                let (user, database) = (wish.user.clone(), wish.database.clone());
+                let budget = self.shared.budget(&PoolKey { user, database, place: Place::Leader });
                 *lock(&budget.credentials) = Some(credentials);
                 messages::authentication(&mut bytes, 12, answer.as_bytes());
                 self.tell(slot, &bytes);
@@ -258,6 +268,7 @@ impl Worker {
         let process = u32::from(self.number) << 24 | u32::try_from(slot & 0xff_ffff).unwrap_or(0);
         messages::key_data(&mut bytes, process, &client.key);
         messages::ready(&mut bytes, b'I');
+        client.session.plain_texts = parameters::plain_texts(&greeting);
         client.phase = Phase::Session;
         self.tell(slot, &bytes);
         self.resume(slot);
@@ -313,7 +324,7 @@ impl Worker {
         self.work.push_back(Work::Drop(slot, serial));
         let Some(client) = client else { return };
         if let Some(client) = self.clients.get_mut(client) {
-            client.link = None;
+            client.leave_link(&self.reading);
         }
         let complaint = Complaint::fatal("22023", "the settings of this session could not be restored");
         self.dismiss(client, &complaint.with_detail(Some(format!("The server said: {message}"))));

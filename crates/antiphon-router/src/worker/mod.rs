@@ -9,7 +9,9 @@ mod ends;
 mod flow;
 pub mod link;
 mod login;
+mod openings;
 mod pools;
+mod reads;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -22,14 +24,16 @@ use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 use socket2::SockRef;
 
+use crate::judge::Judge;
 use crate::out::Out;
 use crate::parameters::{Interned, Parameters};
+use crate::positions::Reading;
 use crate::session::Session;
 use crate::shared::{ClientId, Note, PoolKey, Shared, Target};
 use crate::statements::Statements;
 use crate::wire::messages::Complaint;
 
-use client::{Client, Phase};
+use client::{Client, Errand, Phase};
 use link::ServerLink;
 use pools::Pool;
 
@@ -75,6 +79,9 @@ pub struct Worker {
     links: Slab<ServerLink>,
     pools: Vec<Pool>,
     pool_numbers: HashMap<PoolKey, usize>,
+    /// What may be done with texts, one for each database, and their numbers.
+    judges: Vec<Judge>,
+    judge_numbers: HashMap<String, usize>,
     statements: Statements,
     interned: Interned,
     defaults: Arc<Parameters>,
@@ -83,6 +90,11 @@ pub struct Worker {
     replies: Vec<u8>,
     work: VecDeque<Work>,
     target: Target,
+    reading: Arc<Reading>,
+    /// Reads that wait for a position, by the time until which they do; first the first.
+    late: VecDeque<(Instant, ClientId)>,
+    random: u32,
+    silence_at: Instant,
     now: Instant,
     serial: u64,
     /// Logins of clients by the time at which they have taken too long; first the first.
@@ -105,9 +117,14 @@ impl Worker {
         }
         let mut interned = Interned::default();
         let defaults = interned.get(Parameters::default());
+        let (target, reading) = shared.target();
         Ok(Self {
             number,
-            target: shared.target(),
+            target,
+            reading,
+            late: VecDeque::new(),
+            random: u32::from(number) + 1,
+            silence_at: Instant::now(),
             shared,
             poll,
             listeners,
@@ -115,6 +132,8 @@ impl Worker {
             links: Slab::new(),
             pools: Vec::new(),
             pool_numbers: HashMap::new(),
+            judges: Vec::new(),
+            judge_numbers: HashMap::new(),
             statements: Statements::new(number),
             interned,
             defaults,
@@ -204,6 +223,8 @@ impl Worker {
         {
             match note {
                 Note::Target => self.retarget(),
+                Note::Positions => self.serve_late(),
+                Note::Catalogue(database, catalogue) => self.learn(&database, catalogue),
                 Note::User(client, found) => self.looked_up(client, found),
                 Note::Wanted(key) => self.wanted(&key),
                 Note::Room(key) => self.may_open(&key),
@@ -260,7 +281,13 @@ impl Worker {
             pool: 0,
             link: None,
             fresh_link: false,
+            errand: Errand::Nothing,
             waits: false,
+            wait_until: None,
+            detour: None,
+            misses: 0,
+            hurries_until: None,
+            busy: false,
             out: Vec::new(),
             inbox: Vec::new(),
             resumes: false,
@@ -278,7 +305,8 @@ impl Worker {
         let waits = self.pools.iter().filter_map(Pool::next_due);
         let logins = self.logins.front().map(|(due, _)| *due);
         let openings = self.openings.front().map(|(due, ..)| *due);
-        waits.chain(logins).chain(openings).chain(self.accepts_at).min()
+        let late = self.late.front().map(|(due, _)| *due);
+        waits.chain(logins).chain(openings).chain(late).chain(self.accepts_at).min()
     }
 
     fn timers(&mut self) {
@@ -306,6 +334,10 @@ impl Worker {
             }
         }
         self.serve_pools();
+        self.leave_silent();
+        if self.late.front().is_some_and(|(due, _)| *due <= self.now) {
+            self.serve_late();
+        }
         self.do_work();
     }
 }

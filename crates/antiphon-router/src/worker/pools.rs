@@ -1,44 +1,50 @@
-//! Links of one user to one database: taken, given back, opened, waited for, and passed to other threads.
+//! Links of one user to one database at one place: taken, given back, waited for, and passed to other threads.
 //!
 //! The number of links is bounded over all threads. A client for whom no link may be opened queues with a
-//! ticket, in one order over all threads; who gives up a link gives it to the thread whose ticket is first.
+//! ticket, in one order over all threads; who gives up a link gives it to the thread whose ticket is first. Nobody
+//! waits long for a follower: the leader answers, too.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
 use mio::{Interest, Token};
 
 use super::client::{Phase, Wish};
 use super::link::{Idle, ServerLink, Stage};
 use super::{LINK, Work, Worker};
-use crate::login::ServerLogin;
-use crate::session::{Farewell, Link};
-use crate::shared::{Budget, ClientId, Note, PoolKey, lock};
-use crate::wire::messages::{self, Complaint};
+use crate::judge::Judge;
+use crate::routes::Reason;
+use crate::session::Reads;
+use crate::shared::{Budget, ClientId, Note, Place, PoolKey};
+use crate::wire::messages::Complaint;
 
 /// Users and databases that a thread serves.
 const POOLS_MAX: usize = 1000;
-/// The pause before another attempt to reach a server that could not be reached.
-const RETRY_PAUSE: Duration = Duration::from_millis(25);
-/// How long logging in to a server, or cleaning a link, may take.
-pub(super) const OPENING_MAX: Duration = Duration::from_secs(5);
+/// How long a read waits for a link to a follower before it goes to the leader.
+const FOLLOWER_WAIT: Duration = Duration::from_millis(250);
 
 /// A pool as one thread sees it.
 pub(super) struct Pool {
     pub(super) key: PoolKey,
     pub(super) budget: Arc<Budget>,
-    idle: Idle,
+    /// The budget of the same user and database at the leader, which has what the user proved.
+    pub(super) home: Arc<Budget>,
+    /// What may be done with texts of the database, by its number.
+    pub(super) judge: usize,
+    /// The pools of the same user and database at followers.
+    pub(super) followers: Vec<(SocketAddr, usize)>,
+    pub(super) idle: Idle,
     /// Clients that wait for a link, and until when.
-    waiting: VecDeque<(ClientId, Instant)>,
+    pub(super) waiting: VecDeque<(ClientId, Instant)>,
     /// Clients that wait until a server has told of itself, and until when.
-    greeting: VecDeque<(ClientId, Instant)>,
-    opening: usize,
+    pub(super) greeting: VecDeque<(ClientId, Instant)>,
+    pub(super) opening: usize,
     /// Tickets of this thread that are in the queue of all threads.
     tickets: usize,
-    retry_at: Option<Instant>,
+    pub(super) retry_at: Option<Instant>,
 }
 
 impl Pool {
@@ -49,15 +55,20 @@ impl Pool {
         front(&self.waiting).into_iter().chain(front(&self.greeting)).chain(retry).min()
     }
 
-    fn wants(&self) -> usize {
+    pub(super) fn wants(&self) -> usize {
         self.waiting.len() + usize::from(!self.greeting.is_empty())
     }
 }
 
 impl Worker {
-    /// The pool of a user and a database; none if there are too many.
+    /// The pool of a user and a database at the leader; none if there are too many.
     pub(super) fn pool_of(&mut self, wish: &Wish) -> Option<usize> {
-        let key = (wish.user.clone(), wish.database.clone());
+        let key = PoolKey { user: wish.user.clone(), database: wish.database.clone(), place: Place::Leader };
+        self.pool_with(key)
+    }
+
+    /// The pool with this key; none if there are too many.
+    pub(super) fn pool_with(&mut self, key: PoolKey) -> Option<usize> {
         if let Some(known) = self.pool_numbers.get(&key) {
             return Some(*known);
         }
@@ -65,9 +76,22 @@ impl Worker {
             return None;
         }
         let number = self.pools.len();
+        let judge = match self.judge_numbers.get(&key.database) {
+            Some(known) => *known,
+            None => {
+                let mut judge = Judge::default();
+                judge.learn(self.shared.catalogues.get(&key.database));
+                self.judges.push(judge);
+                self.judge_numbers.insert(key.database.clone(), self.judges.len() - 1);
+                self.judges.len() - 1
+            }
+        };
         self.pools.push(Pool {
-            key: key.clone(),
             budget: self.shared.budget(&key),
+            home: self.shared.budget(&PoolKey { place: Place::Leader, ..key.clone() }),
+            key: key.clone(),
+            judge,
+            followers: Vec::new(),
             idle: Idle::new(),
             waiting: VecDeque::new(),
             greeting: VecDeque::new(),
@@ -79,6 +103,23 @@ impl Worker {
         Some(number)
     }
 
+    /// The server that links of a pool go to now; none if nobody may have one.
+    pub(super) fn server_of(&self, number: usize) -> Option<SocketAddr> {
+        match self.pools.get(number)?.key.place {
+            Place::Leader => self.target.leader,
+            Place::Follower(address) => self.follower_at(address).map(|follower| follower.address),
+        }
+    }
+
+    /// Whether a link may not be given to anybody any more.
+    fn is_outlived(&self, link: &ServerLink) -> bool {
+        match link.key_of.place {
+            Place::Leader => link.epoch < self.target.epoch && self.target.leader.is_some(),
+            // Which epoch it was opened in does not matter: the server as a whole follows the leader or not.
+            Place::Follower(address) => self.follower_at(address).is_none(),
+        }
+    }
+
     pub(super) fn wait_for_greeting(&mut self, pool: usize, client: ClientId) {
         let due = self.now + self.shared.settings.failover_hold;
         if let Some(pool) = self.pools.get_mut(pool) {
@@ -87,12 +128,13 @@ impl Worker {
         self.open_links(pool);
     }
 
-    /// Gives a client a link; false if it has to wait.
-    pub(super) fn attach(&mut self, slot: usize) -> bool {
-        let Some(client) = self.clients.get_mut(slot) else { return false };
-        let number = client.pool;
-        let Some(pool) = self.pools.get_mut(number) else { return false };
-        let link = if self.target.leader.is_some() { pool.idle.pop_back() } else { None };
+    /// Gives a client a link of a pool; false if it has to wait.
+    pub(super) fn take_link(&mut self, slot: usize, number: usize) -> bool {
+        let serves = self.server_of(number).is_some();
+        let (Some(client), Some(pool)) = (self.clients.get_mut(slot), self.pools.get_mut(number)) else {
+            return false;
+        };
+        let link = if serves { pool.idle.pop_back() } else { None };
         if let Some(link) = link {
             pool.budget.idle.fetch_sub(1, Ordering::SeqCst);
             client.link = Some(link);
@@ -103,13 +145,17 @@ impl Worker {
             return true;
         }
         client.waits = true;
-        pool.waiting.push_back((client.id(slot), self.now + self.shared.settings.failover_hold));
+        let most = match pool.key.place {
+            Place::Leader => self.shared.settings.failover_hold,
+            Place::Follower(_) => FOLLOWER_WAIT.min(self.shared.settings.failover_hold),
+        };
+        pool.waiting.push_back((client.id(slot), self.now + most));
         self.open_links(number);
         false
     }
 
     /// Asks other threads for links, for as many clients as none can be opened for.
-    fn queue(&mut self, number: usize) {
+    pub(super) fn queue(&mut self, number: usize) {
         let Some(pool) = self.pools.get_mut(number) else { return };
         let missing = pool.wants().saturating_sub(pool.opening + pool.tickets);
         if missing == 0 {
@@ -131,7 +177,9 @@ impl Worker {
 
     /// Another thread wants links of this user and database that nobody uses here.
     pub(super) fn wanted(&mut self, key: &PoolKey) {
-        if let Some(number) = self.pool_numbers.get(key).copied().filter(|_| self.target.leader.is_some()) {
+        if let Some(number) =
+            self.pool_numbers.get(key).copied().filter(|number| self.server_of(*number).is_some())
+        {
             self.share(number);
         }
     }
@@ -143,7 +191,7 @@ impl Worker {
         self.open_links(number);
     }
 
-    fn redeem(&mut self, number: usize) {
+    pub(super) fn redeem(&mut self, number: usize) {
         if let Some(pool) = self.pools.get_mut(number) {
             pool.tickets = pool.tickets.saturating_sub(1);
         }
@@ -151,9 +199,9 @@ impl Worker {
 
     /// Gives idle links to whose turn it is.
     fn share(&mut self, number: usize) {
-        loop {
+        while self.server_of(number).is_some() {
             let Some(pool) = self.pools.get_mut(number) else { return };
-            if pool.idle.is_empty() || self.target.leader.is_none() {
+            if pool.idle.is_empty() {
                 return;
             }
             let Some(thread) = pool.budget.next(self.number, self.now) else { return };
@@ -165,11 +213,22 @@ impl Worker {
 
     /// The session of a link has no use for it any more.
     pub(super) fn release(&mut self, slot: usize) {
-        let Some(link) = self.links.get_mut(slot) else { return };
-        if let Some(client) = link.client.take().and_then(|client| self.clients.get_mut(client)) {
-            client.link = None;
+        let client = self.links.get_mut(slot).and_then(|link| link.client.take());
+        if let Some(number) = client
+            && let Some(client) = self.clients.get_mut(number)
+        {
+            client.leave_link(&self.reading);
             client.session.again.never();
+            if std::mem::take(&mut client.busy) {
+                client.resumes = true;
+                self.work.push_back(Work::Client(number));
+            }
+            if std::mem::take(&mut client.session.changed_schema) {
+                let pool = client.pool;
+                self.tell_of_schema(pool);
+            }
         }
+        let Some(link) = self.links.get_mut(slot) else { return };
         if link.cancels > 0 {
             // The request would hit the next session's statement.
             link.stage = Stage::Cancelling;
@@ -182,14 +241,15 @@ impl Worker {
     pub(super) fn offer(&mut self, slot: usize) {
         let Some(link) = self.links.get_mut(slot) else { return };
         link.stage = Stage::Ready;
-        if link.epoch < self.target.epoch && self.target.leader.is_some() || !link.wire.answers.is_empty() {
-            self.work.push_back(Work::Drop(slot, link.serial));
+        let (number, serial) = (link.pool, link.serial);
+        let Some(link) = self.links.get(slot) else { return };
+        if self.is_outlived(link) || !link.wire.answers.is_empty() {
+            self.work.push_back(Work::Drop(slot, serial));
             return;
         }
-        let number = link.pool;
         let Some(pool) = self.pools.get(number) else { return };
         match pool.budget.next(self.number, self.now) {
-            Some(thread) if self.target.leader.is_some() => {
+            Some(thread) if self.server_of(number).is_some() => {
                 self.hand(slot, thread);
                 // If whoever had the ticket has gone, it is the next one's turn.
                 self.share(number);
@@ -214,20 +274,27 @@ impl Worker {
 
     /// Gives a link to the client of this thread that has waited longest; false if none waits.
     fn grant(&mut self, slot: usize, number: usize) -> bool {
-        if self.target.leader.is_none() {
+        if self.server_of(number).is_none() {
             return false;
         }
+        let now_ms = self.shared.ms_of(self.now);
         let Some(pool) = self.pools.get_mut(number) else { return false };
         while let Some((id, _)) = pool.waiting.pop_front() {
             let waits =
                 self.clients.get_mut(id.slot).filter(|client| client.serial == id.serial && client.waits);
             let (Some(client), Some(link)) = (waits, self.links.get_mut(slot)) else { continue };
             client.waits = false;
+            client.resumes = true;
+            self.work.push_back(Work::Client(id.slot));
+            if !client.errand.still_holds(now_ms) {
+                // Where it was to read has changed meanwhile: it is looked for again.
+                client.leave_link(&self.reading);
+                client.session.reads = Reads::No;
+                continue;
+            }
             client.link = Some(slot);
             client.fresh_link = true;
-            client.resumes = true;
             link.client = Some(id.slot);
-            self.work.push_back(Work::Client(id.slot));
             return true;
         }
         false
@@ -253,9 +320,8 @@ impl Worker {
 
     /// Takes a link over from another thread.
     pub(super) fn adopt(&mut self, mut link: ServerLink) {
-        let wish = Wish { user: link.key_of.0.clone(), database: link.key_of.1.clone(), minor: 0 };
         let budget = self.shared.budget(&link.key_of);
-        let Some(number) = self.pool_of(&wish) else { return budget.give_back() };
+        let Some(number) = self.pool_with(link.key_of.clone()) else { return budget.give_back() };
         self.serial += 1;
         let entry = self.links.vacant_entry();
         let slot = entry.key();
@@ -274,70 +340,17 @@ impl Worker {
 
     /// A link that came for a client of this thread.
     fn offer_own(&mut self, slot: usize, number: usize) {
-        if self.links.get(slot).is_some_and(|link| link.epoch < self.target.epoch) {
+        let outlived = |link: &ServerLink| match link.key_of.place {
+            Place::Leader => link.epoch < self.target.epoch,
+            Place::Follower(_) => self.is_outlived(link),
+        };
+        if self.links.get(slot).is_some_and(outlived) {
             return self.offer(slot);
         }
         if !self.grant(slot, number) {
             self.set_aside(slot, number);
             self.share(number);
         }
-    }
-
-    /// Opens links as long as somebody waits for one; if no more may be opened, queues for those of others.
-    pub(super) fn open_links(&mut self, number: usize) {
-        loop {
-            let now = self.now;
-            let Some(pool) = self.pools.get_mut(number) else { return };
-            let Some(server) = self.target.leader else { return };
-            if pool.retry_at.is_some_and(|at| at > now) || pool.opening >= pool.wants() {
-                return;
-            }
-            if !pool.budget.take(self.shared.settings.pool_size) {
-                return self.queue(number);
-            }
-            pool.opening += 1;
-            if let Err(error) = self.open_link(number, server) {
-                tracing::debug!(%error, %server, "could not begin to connect to a server");
-                self.pause_opening(number);
-                return self.gave_up(number);
-            }
-        }
-    }
-
-    fn open_link(&mut self, number: usize, server: std::net::SocketAddr) -> std::io::Result<()> {
-        let mut nonce = [0; crate::scram::NONCE_BYTES];
-        getrandom::fill(&mut nonce).map_err(|error| std::io::Error::other(error.to_string()))?;
-        let mut stream = TcpStream::connect(server)?;
-        self.serial += 1;
-        let entry = self.links.vacant_entry();
-        let slot = entry.key();
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().register(&mut stream, Token(slot << 2 | LINK), interest)?;
-        stream.set_nodelay(true)?;
-        let Some(pool) = self.pools.get(number) else { return Ok(()) };
-        let (user, database) = &pool.key;
-        let credentials = lock(&pool.budget.credentials).clone();
-        entry.insert(ServerLink {
-            stream,
-            serial: self.serial,
-            pool: number,
-            key_of: pool.key.clone(),
-            epoch: self.target.epoch,
-            server,
-            stage: Stage::Login(Box::new(ServerLogin::new(credentials, nonce))),
-            wire: Link::new(self.defaults.clone()),
-            client: None,
-            // Written when the connection stands.
-            out: messages::start(&[("user", user), ("database", database)]),
-            inbox: Vec::new(),
-            readable: false,
-            hung_up: false,
-            process: 0,
-            key: Vec::new(),
-            cancels: 0,
-        });
-        self.openings.push_back((self.now + OPENING_MAX, slot, self.serial));
-        Ok(())
     }
 
     /// A link that died is not idle any more.
@@ -347,15 +360,6 @@ impl Worker {
         pool.idle.retain(|idle| *idle != slot);
         if pool.idle.len() < before {
             pool.budget.idle.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-
-    /// An attempt to open a link failed: the next one waits a moment.
-    pub(super) fn pause_opening(&mut self, number: usize) {
-        let retry_at = Some(self.now + RETRY_PAUSE);
-        if let Some(pool) = self.pools.get_mut(number) {
-            pool.opening = pool.opening.saturating_sub(1);
-            pool.retry_at = retry_at;
         }
     }
 
@@ -373,51 +377,7 @@ impl Worker {
         }
     }
 
-    /// A link has logged in.
-    pub(super) fn opened(&mut self, slot: usize, greeting: Vec<(String, String)>) {
-        let Some(number) = self.links.get(slot).map(|link| link.pool) else { return };
-        let Some(pool) = self.pools.get_mut(number) else { return };
-        pool.opening = pool.opening.saturating_sub(1);
-        *lock(&pool.budget.greeting) = Some(Arc::new(greeting));
-        for (id, _) in std::mem::take(&mut pool.greeting) {
-            let waits = |client: &super::client::Client| {
-                client.serial == id.serial && matches!(client.phase, Phase::Greeting(_))
-            };
-            if self.clients.get(id.slot).is_some_and(waits) {
-                self.greeted(id.slot);
-            }
-        }
-        self.offer(slot);
-    }
-
-    /// A server refused a login.
-    pub(super) fn opening_failed(&mut self, slot: usize, why: &Farewell) {
-        let Some(link) = self.links.get(slot) else { return };
-        let (number, serial) = (link.pool, link.serial);
-        self.work.push_back(Work::Drop(slot, serial));
-        // Starting, stopping, full or a standby yet: this passes.
-        if why.code.starts_with("57P") || why.code == "53300" {
-            return;
-        }
-        let Some(pool) = self.pools.get_mut(number) else { return };
-        tracing::info!(
-            user = pool.key.0,
-            database = pool.key.1,
-            why.code,
-            why.message,
-            "a server refused a login"
-        );
-        // What was proved once may not be the password any more.
-        *lock(&pool.budget.credentials) = None;
-        let waiting = std::mem::take(&mut pool.waiting).into_iter().chain(std::mem::take(&mut pool.greeting));
-        let complaint = Complaint::fatal("28000", "the server did not let this user in")
-            .with_detail(Some(format!("The server said: {} ({})", why.message, why.code)));
-        for (id, _) in waiting.collect::<Vec<_>>() {
-            self.give_up_waiting(id, &complaint);
-        }
-    }
-
-    fn give_up_waiting(&mut self, id: ClientId, complaint: &Complaint) {
+    pub(super) fn give_up_waiting(&mut self, id: ClientId, complaint: &Complaint) {
         let waits = |client: &super::client::Client| {
             client.serial == id.serial && (client.waits || matches!(client.phase, Phase::Greeting(_)))
         };
@@ -428,31 +388,45 @@ impl Worker {
 
     /// Sessions go elsewhere, or nowhere for now.
     pub(super) fn retarget(&mut self) {
-        let before = std::mem::replace(&mut self.target, self.shared.target());
-        tracing::debug!(thread = self.number, ?before, now = ?self.target, "sessions go elsewhere");
-        if self.target.leader.is_none() {
-            return;
+        let (target, reading) = self.shared.target();
+        let before = std::mem::replace(&mut self.target, target);
+        self.reading = reading;
+        let now = self.target;
+        let leads = now.leader.is_some() && before != now;
+        if before != now {
+            tracing::debug!(thread = self.number, ?before, ?now, "sessions go elsewhere");
         }
-        let old = self
-            .links
-            .iter()
-            .filter(|(_, link)| link.epoch < self.target.epoch || Some(link.server) != self.target.leader);
+        let useless = |link: &ServerLink| match link.key_of.place {
+            Place::Leader => leads && (link.epoch < now.epoch || Some(link.server) != now.leader),
+            // What is being read may be read to its end.
+            Place::Follower(_) => link.client.is_none() && self.is_outlived(link),
+        };
+        let old = self.links.iter().filter(|(_, link)| useless(link));
         let old: Vec<_> = old.map(|(slot, link)| (slot, link.serial)).collect();
         for (slot, serial) in old {
             self.drop_link(slot, serial);
         }
         for number in 0..self.pools.len() {
-            if let Some(pool) = self.pools.get_mut(number) {
-                pool.retry_at = None;
+            match self.pools.get(number).map(|pool| pool.key.place) {
+                Some(Place::Leader) if !leads => {}
+                Some(Place::Follower(_)) if self.server_of(number).is_none() => {
+                    self.detour_all(number, Reason::NoneWell);
+                }
+                Some(Place::Leader | Place::Follower(_)) => {
+                    if let Some(pool) = self.pools.get_mut(number) {
+                        pool.retry_at = None;
+                    }
+                    self.serve(number);
+                }
+                None => {}
             }
-            self.serve(number);
         }
     }
 
     /// Gives idle links of a pool to who waits, and opens what is missing.
     fn serve(&mut self, number: usize) {
         self.share(number);
-        while self.target.leader.is_some() {
+        while self.server_of(number).is_some() {
             let Some(pool) = self.pools.get_mut(number) else { return };
             if pool.waiting.is_empty() {
                 break;
@@ -481,6 +455,10 @@ impl Worker {
                 // Whatever comes of it: what is due for ever would keep the thread awake.
                 pool.retry_at = None;
                 self.open_links(number);
+            }
+            if self.pools.get(number).is_some_and(|pool| pool.key.place != Place::Leader) {
+                late.into_iter().for_each(|id| self.detour(id, Reason::Busy));
+                continue;
             }
             for id in late {
                 let hold = self.shared.settings.failover_hold;

@@ -34,7 +34,7 @@ pub use model::{
     WatchdogConfig, WatchdogMode,
 };
 pub use problem::{ConfigErrors, Place, Problem};
-pub use router::{RouterAuthentication, RouterConfig, RouterFile};
+pub use router::{RouterAccount, RouterAuthentication, RouterConfig, RouterFile, RouterReads};
 pub use sample::{Sample, SampleServer, sample};
 pub use secret::Secret;
 

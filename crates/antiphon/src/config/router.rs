@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
+use antiphon_router::Consistency;
 use antiphon_router::scram::Verifier;
 
 use super::address::{Address, Listen};
@@ -19,6 +20,8 @@ use super::yaml::Node;
 
 const ROUTER_PORT: u16 = 6432;
 const API_PORT: u16 = 8008;
+/// How long a read waits for a follower.
+const CAUSAL_WAIT: Duration = Duration::from_millis(20);
 /// Most agents that are followed.
 const AGENTS_MAX: usize = 32;
 /// Sections of a member: with any of them, the file is a node file.
@@ -60,6 +63,30 @@ pub struct RouterConfig {
     pub login_timeout: Duration,
     /// How clients prove who they are.
     pub authentication: RouterAuthentication,
+    /// The router's own account, if it has one.
+    pub account: Option<RouterAccount>,
+    /// How reads go to followers; none if all goes to the leader.
+    pub reads: Option<RouterReads>,
+}
+
+/// An account at the servers.
+#[derive(Clone, Debug)]
+pub struct RouterAccount {
+    /// Its name.
+    pub user: String,
+    /// Its password.
+    pub password: Option<Secret>,
+    /// The database that it goes to.
+    pub database: String,
+}
+
+/// How reads go to followers (`read_from: followers`).
+#[derive(Clone, Copy, Debug)]
+pub struct RouterReads {
+    /// What sessions ask of their reads unless they say.
+    pub consistency: Consistency,
+    /// How long a read waits for a follower before it goes to the leader.
+    pub causal_wait: Duration,
 }
 
 /// How clients prove who they are.
@@ -67,17 +94,8 @@ pub struct RouterConfig {
 pub enum RouterAuthentication {
     /// They do not (`auth_type: trust`).
     Trust,
-    /// By SCRAM-SHA-256; the leader is asked for their verifiers with the router's own account.
-    Query {
-        /// The account.
-        user: String,
-        /// Its password.
-        password: Option<Secret>,
-        /// Where it asks.
-        database: String,
-        /// What it asks.
-        query: String,
-    },
+    /// By SCRAM-SHA-256; the leader is asked for their verifiers with the router's own account, by this query.
+    Query(String),
     /// By SCRAM-SHA-256, against the verifiers of a file.
     Users(HashMap<String, Verifier>),
 }
@@ -121,7 +139,9 @@ fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
     if login_timeout.is_zero() {
         section.problem("client_login_timeout", "must be more than nothing");
     }
-    let authentication = authentication(section);
+    let reads = reads(section);
+    let account = account(section);
+    let authentication = authentication(section, account.is_some(), reads.is_some());
     section.refused(
         &["tls_certfile", "tls_keyfile", "client_tls_sslmode", "server_tls_sslmode"],
         "is not supported yet: the router speaks no TLS; remove it, or put a proxy that does on this host",
@@ -136,6 +156,8 @@ fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
         failover_hold,
         login_timeout,
         authentication: authentication?,
+        account,
+        reads,
     })
 }
 
@@ -164,25 +186,43 @@ fn agents(section: &Section<'_>, top: &Section<'_>) -> Vec<Address> {
     agents
 }
 
-fn authentication(section: &Section<'_>) -> Option<RouterAuthentication> {
-    let trust = section.choice("auth_type", &[("scram-sha-256", false), ("trust", true)]).unwrap_or(false);
-    let file = section.path("auth_file");
+/// How reads go to followers, if they do.
+fn reads(section: &Section<'_>) -> Option<RouterReads> {
+    let followers = section.choice("read_from", &[("leader", false), ("followers", true)]).unwrap_or(false);
+    let consistency = section.parsed("consistency", str::parse).unwrap_or_default();
+    let causal_wait = section.span("causal_wait").unwrap_or(CAUSAL_WAIT);
+    if followers && !section.has("auth_user") {
+        section.problem(
+            "read_from",
+            "is followers, and needs auth_user: the account with which the router asks servers how far they are",
+        );
+    }
+    followers.then_some(RouterReads { consistency, causal_wait })
+}
+
+fn account(section: &Section<'_>) -> Option<RouterAccount> {
     let user = section.text("auth_user");
     let password = section.secret("auth_password");
     let database = section.text("auth_dbname").unwrap_or_else(|| "postgres".to_owned());
+    user.map(|user| RouterAccount { user, password, database })
+}
+
+fn authentication(section: &Section<'_>, has_account: bool, reads: bool) -> Option<RouterAuthentication> {
+    let trust = section.choice("auth_type", &[("scram-sha-256", false), ("trust", true)]).unwrap_or(false);
+    let file = section.path("auth_file");
     let query = section.text("auth_query").unwrap_or_else(|| AUTH_QUERY.to_owned());
-    match (trust, file, user) {
+    match (trust, file, has_account) {
         (true, _, _) => {
             section.warning("auth_type", "is trust: whoever reaches the router is let in as any user that the server does not ask for a password");
             Some(RouterAuthentication::Trust)
         }
-        (false, Some(file), None) => users(section, &file).map(RouterAuthentication::Users),
-        (false, None, Some(user)) => Some(RouterAuthentication::Query { user, password, database, query }),
-        (false, Some(_), Some(_)) => {
+        (false, Some(_), true) if !reads => {
             section.problem("auth_file", "is given beside auth_user; keep one of them");
             None
         }
-        (false, None, None) => {
+        (false, Some(file), _) => users(section, &file).map(RouterAuthentication::Users),
+        (false, None, true) => Some(RouterAuthentication::Query(query)),
+        (false, None, false) => {
             section.problem(
                 "auth_user",
                 "is missing: the account with which the router asks for its users' verifiers; or give auth_file",
@@ -268,6 +308,20 @@ mod tests {
         assert!(!beside.alone);
         assert_eq!(beside.router.agents[0].to_string(), "10.0.0.1:8008", "its own agent");
         assert!(read("scope: main\n").unwrap().is_none());
+    }
+
+    #[test]
+    fn reads_stay_with_the_leader_unless_the_file_says_otherwise() {
+        let section = "router:\n  listen: 127.0.0.1\n  agents: [a]\n  auth_user: router\n";
+        assert!(read(section).unwrap().unwrap().router.reads.is_none());
+        let split =
+            format!("{section}  read_from: followers\n  consistency: bounded(2s)\n  causal_wait: 0\n");
+        let split = read(&split).unwrap().unwrap().router;
+        let reads = split.reads.unwrap();
+        assert_eq!((reads.consistency, reads.causal_wait), (Consistency::Bounded(2000), Duration::ZERO));
+        let told = read("router: {listen: 127.0.0.1, agents: [a], auth_type: trust, read_from: followers, consistency: weak}").unwrap_err();
+        assert!(told.contains("router.read_from: is followers, and needs auth_user"), "{told}");
+        assert!(told.contains("router.consistency: ") && told.contains("must be strong"), "{told}");
     }
 
     #[test]

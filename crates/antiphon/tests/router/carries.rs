@@ -9,7 +9,15 @@ use super::support::{Routed, code, wait_until};
 
 #[tokio::test]
 async fn programs_of_postgresql_run_through_it() {
-    let routed = Routed::start("programs", 1, "  pool_size: 8\n").await;
+    programs(&Routed::start("programs", 1, "  pool_size: 8\n").await).await;
+}
+
+#[tokio::test]
+async fn programs_of_postgresql_run_with_their_reads_on_followers() {
+    programs(&Routed::start("programs-split", 3, "  pool_size: 8\n  read_from: followers\n").await).await;
+}
+
+async fn programs(routed: &Routed) {
     let shown = routed.succeed("psql", &["-Atc", "SHOW application_name", "-c", "SELECT 6 * 7"]);
     assert_eq!(shown, "psql\n42\n");
     routed.succeed("pgbench", &["-i", "-q", "postgres"]);
@@ -36,17 +44,26 @@ async fn programs_of_postgresql_run_through_it() {
 
 #[tokio::test]
 async fn sessions_share_links_and_nothing_else() {
-    let routed = Routed::start("sessions", 1, "  pool_size: 2\n  threads: 1\n").await;
+    sessions(&Routed::start("sessions", 1, "  pool_size: 2\n  threads: 1\n").await).await;
+}
+
+#[tokio::test]
+async fn sessions_share_links_to_followers_and_nothing_else() {
+    let split = "  pool_size: 2\n  threads: 1\n  read_from: followers\n";
+    sessions(&Routed::start("sessions-split", 3, split).await).await;
+}
+
+async fn sessions(routed: &Routed) {
     let (a, b) = (routed.client().await, routed.client().await);
     let c = routed.client().await;
     statements(&[&a, &b, &c]).await;
     settings(&a, &b).await;
-    asked_for(&routed).await;
+    asked_for(routed).await;
     terminated(&b).await;
     copies(&a).await;
-    pinned(&routed, &a).await;
-    cancelled(&routed).await;
-    refused(&routed).await;
+    pinned(routed, &a).await;
+    cancelled(routed).await;
+    refused(routed).await;
 }
 
 /// Every client's prepared statements work on every link.

@@ -107,7 +107,7 @@ impl Load {
     }
 }
 
-async fn epoch(routed: &Routed) -> u64 {
+pub async fn epoch(routed: &Routed) -> u64 {
     let mut newest = 0;
     for index in 0..routed.cluster.nodes.len() {
         if let Ok(seen) = routed.cluster.get(index, "/cluster").await {

@@ -8,4 +8,5 @@
 mod carries;
 mod failover;
 mod hostile;
+mod reads;
 mod support;

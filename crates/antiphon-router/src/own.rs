@@ -1,0 +1,290 @@
+//! `SET`, `SHOW` and `RESET` of the router's own settings: answered here, wherever the session is.
+//!
+//! Pure. In the extended protocol a round that begins with one of them is answered here to its Sync; nothing else
+//! may stand in it. No server hears of these settings.
+
+use std::sync::Arc;
+
+use crate::positions::Consistency;
+use crate::routes::Reason;
+use crate::session::{Session, Status};
+use crate::wire::messages::{self, Complaint};
+
+/// What all names of these settings begin with.
+const PREFIX: &str = "antiphon.";
+
+/// One of the settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Name {
+    Consistency,
+    /// Where the session's last statement or transaction went, and why. It can only be shown.
+    Route,
+}
+
+/// A statement about one of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Own {
+    name: Name,
+    what: What,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum What {
+    Show,
+    Set(String),
+    Reset,
+}
+
+/// Where the session's last statement or transaction went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Went {
+    /// To the leader.
+    Leader(Reason),
+    /// To this follower.
+    Follower(Arc<str>),
+}
+
+/// A round of the extended protocol that is answered here.
+#[derive(Debug, Default)]
+pub struct Round {
+    prepared: Option<Own>,
+    bound: Option<Own>,
+}
+
+/// What a text is, if it is about one of the settings. Anything else costs a look at its first letters.
+pub fn parse(sql: &[u8]) -> Option<Own> {
+    let first = sql.iter().position(|byte| !byte.is_ascii_whitespace())?;
+    let head = sql.get(first..first + 3)?;
+    if ![&b"set"[..], b"sho", b"res"].iter().any(|word| head.eq_ignore_ascii_case(word)) {
+        return None;
+    }
+    let text = std::str::from_utf8(sql).ok()?.trim().trim_end_matches(';').trim_end();
+    let (verb, rest) = text.split_once(char::is_whitespace)?;
+    let rest = rest.trim_start();
+    let is = |word: &str| verb.eq_ignore_ascii_case(word);
+    if is("show") || is("reset") {
+        let what = if is("show") { What::Show } else { What::Reset };
+        return Some(Own { name: name(rest)?, what });
+    }
+    if !is("set") {
+        return None;
+    }
+    let rest = match rest.split_once(char::is_whitespace) {
+        Some((word, rest)) if word.eq_ignore_ascii_case("session") => rest.trim_start(),
+        Some(_) | None => rest,
+    };
+    let end = rest.find(|c: char| c.is_whitespace() || c == '=')?;
+    let (setting, rest) = rest.split_at(end);
+    let name = name(setting)?;
+    let rest = rest.trim_start();
+    let value = match (rest.strip_prefix('='), rest.get(..3)) {
+        (Some(value), _) => value,
+        (None, Some(to)) if to.trim_end().eq_ignore_ascii_case("to") => rest.get(2..)?,
+        (None, _) => return None,
+    };
+    let value = value.trim();
+    let plain = value.strip_prefix('\'').and_then(|value| value.strip_suffix('\'')).unwrap_or(value);
+    let what = match plain.eq_ignore_ascii_case("default") {
+        true => What::Reset,
+        false => What::Set(plain.to_owned()),
+    };
+    Some(Own { name, what })
+}
+
+fn name(text: &str) -> Option<Name> {
+    let head = text.get(..PREFIX.len())?;
+    let known = match text.get(PREFIX.len()..)?.to_ascii_lowercase().as_str() {
+        "consistency" => Name::Consistency,
+        "route" => Name::Route,
+        _ => return None,
+    };
+    head.eq_ignore_ascii_case(PREFIX).then_some(known)
+}
+
+/// Carries a statement out: what its answer says. `standard`: the level of sessions that do not say.
+fn carry_out(own: &Own, session: &mut Session) -> Result<(&'static str, Option<String>), Complaint> {
+    match (own.name, &own.what) {
+        (Name::Consistency, What::Show) => Ok(("SHOW", Some(session.consistency.to_string()))),
+        (Name::Consistency, What::Reset) => {
+            session.consistency = session.standard;
+            Ok(("SET", None))
+        }
+        (Name::Consistency, What::Set(value)) => {
+            session.consistency = level(value)?;
+            Ok(("SET", None))
+        }
+        (Name::Route, What::Show) => {
+            let went = match &session.went {
+                None => "nowhere yet".to_owned(),
+                Some(Went::Leader(reason)) => format!("leader: {}", reason.word()),
+                Some(Went::Follower(name)) => format!("follower: {name}"),
+            };
+            Ok(("SHOW", Some(went)))
+        }
+        (Name::Route, What::Set(_) | What::Reset) => {
+            Err(Complaint::error("55P02", "parameter \"antiphon.route\" cannot be changed"))
+        }
+    }
+}
+
+/// A level as a session or its start names it.
+///
+/// # Errors
+/// What the client is told of a wrong one.
+pub fn level(value: &str) -> Result<Consistency, Complaint> {
+    value.parse().map_err(|wrong: String| {
+        let value: String = value.chars().take(64).collect();
+        Complaint::error(
+            "22023",
+            format!("invalid value for parameter \"antiphon.consistency\": \"{value}\""),
+        )
+        .with_detail(Some(format!("It {wrong}.")))
+    })
+}
+
+/// Answers a simple query.
+pub fn query(own: &Own, session: &mut Session, out: &mut Vec<u8>) {
+    match carry_out(own, session) {
+        Ok((tag, shown)) => {
+            if let Some(value) = shown {
+                describe(own, out);
+                row(&value, out);
+            }
+            complete(tag, out);
+        }
+        Err(complaint) => {
+            messages::error(out, &complaint);
+            if session.status == Status::Open {
+                // The server does not know of the error, and its transaction goes on.
+                tracing::debug!("a wrong setting within a transaction leaves that open");
+            }
+        }
+    }
+    messages::ready(out, session.status.byte());
+}
+
+impl Round {
+    /// Prepares one of them.
+    pub fn parse(&mut self, own: Own, out: &mut Vec<u8>) {
+        self.prepared = Some(own);
+        messages::put(out, b'1', |_| ());
+    }
+
+    /// Binds one: the one that was prepared in this round, or this.
+    pub fn bind(&mut self, own: Option<Own>, out: &mut Vec<u8>) {
+        self.bound = own.or_else(|| self.prepared.clone());
+        messages::put(out, b'2', |_| ());
+    }
+
+    /// Answers any other message of the round but its Sync; false if nothing like this can stand there.
+    pub fn message(
+        &mut self,
+        kind: u8,
+        body: &[u8],
+        session: &mut Session,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Complaint> {
+        match kind {
+            b'D' => {
+                let of_statement = body.first() == Some(&b'S');
+                if of_statement {
+                    messages::put(out, b't', |body| body.extend([0, 0]));
+                }
+                match self.bound.as_ref().filter(|_| !of_statement).or(self.prepared.as_ref()) {
+                    Some(own) if own.what == What::Show => describe(own, out),
+                    Some(_) | None => messages::put(out, b'n', |_| ()),
+                }
+                Ok(())
+            }
+            b'E' => {
+                let none = || Complaint::error("34000", "portal does not exist");
+                let own = self.bound.clone().ok_or_else(none)?;
+                let (tag, shown) = carry_out(&own, session)?;
+                if let Some(value) = shown {
+                    row(&value, out);
+                }
+                complete(tag, out);
+                Ok(())
+            }
+            b'C' => {
+                messages::put(out, b'3', |_| ());
+                Ok(())
+            }
+            b'H' => Ok(()),
+            _ => Err(alone()),
+        }
+    }
+}
+
+/// What a client is told that mixes these statements with others in one round.
+pub fn alone() -> Complaint {
+    Complaint::error(
+        "0A000",
+        "SET and SHOW of the router's settings cannot be pipelined with other statements before a Sync",
+    )
+}
+
+fn describe(own: &Own, out: &mut Vec<u8>) {
+    let name = match own.name {
+        Name::Consistency => "antiphon.consistency",
+        Name::Route => "antiphon.route",
+    };
+    messages::put(out, b'T', |body| {
+        body.extend(1u16.to_be_bytes());
+        messages::put_text(body, name.as_bytes());
+        body.extend([0; 6]);
+        // A text, of any length, in the format of texts.
+        body.extend(25u32.to_be_bytes());
+        body.extend((-1i16).to_be_bytes());
+        body.extend((-1i32).to_be_bytes());
+        body.extend([0; 2]);
+    });
+}
+
+fn row(value: &str, out: &mut Vec<u8>) {
+    messages::put(out, b'D', |body| {
+        body.extend(1u16.to_be_bytes());
+        body.extend(u32::try_from(value.len()).unwrap_or(0).to_be_bytes());
+        body.extend(value.as_bytes());
+    });
+}
+
+fn complete(tag: &str, out: &mut Vec<u8>) {
+    messages::put(out, b'C', |body| messages::put_text(body, tag.as_bytes()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_settings_are_ours() {
+        let set = |value: &str| Some(Own { name: Name::Consistency, what: What::Set(value.to_owned()) });
+        for text in [
+            "SET antiphon.consistency = 'strong'",
+            " set session Antiphon.Consistency to strong ;",
+            "SET antiphon.consistency='strong'",
+            "set antiphon.consistency to 'strong';",
+        ] {
+            assert_eq!(parse(text.as_bytes()), set("strong"), "{text}");
+        }
+        assert_eq!(parse(b"SET antiphon.consistency = bounded(2 s)"), set("bounded(2 s)"));
+        let show = Some(Own { name: Name::Route, what: What::Show });
+        assert_eq!(parse(b"SHOW antiphon.route;"), show);
+        let reset = Some(Own { name: Name::Consistency, what: What::Reset });
+        assert_eq!(parse(b"RESET antiphon.consistency"), reset);
+        assert_eq!(parse(b"SET antiphon.consistency TO DEFAULT"), reset);
+        for other in [
+            "",
+            "SET",
+            "SET x = 1",
+            "SHOW all",
+            "SELECT 1",
+            "set antiphon.consistency",
+            "show antiphon.x",
+            "SET antiphon.consistency toast",
+        ] {
+            assert_eq!(parse(other.as_bytes()), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! How far each server is, as last sampled, and what a session may therefore read where.
+//!
+//! Pure but for the clock that callers give. A server is sampled by one task (`feed`), never by a query of a client.
+//! A sample says where the server was at some time after the sample's number was drawn, so a session that draws
+//! a mark now knows: the first sample with a higher number covers all that has ended before. Positions are only
+//! compared within one epoch: a floor of an earlier one becomes "where the new leader is".
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// A sample that is older than this says nothing about whether the server is well, in milliseconds.
+const FRESH_MS: u64 = 1000;
+/// How long a server is left alone that refused a connection, in milliseconds.
+const BAN_MS: u64 = 500;
+
+/// What is known of one server's position. Written by the feed alone, read by every thread.
+#[derive(Debug)]
+pub struct Feed {
+    /// Unlike any other feed's in this process; 0 is nobody's.
+    pub id: u64,
+    /// How often the feed had to connect: a server that was restarted may be behind where it was.
+    connection: AtomicU64,
+    /// Samples that were begun.
+    begun: AtomicU64,
+    /// The newest sample that has been answered.
+    done: AtomicU64,
+    /// Its position.
+    lsn: AtomicU64,
+    /// When it was answered, in milliseconds of the router's clock; 0 if the server is not well.
+    at_ms: AtomicU64,
+    /// The server is believed to have all that its leader had at this time of the router's clock; 0 if unknown.
+    as_of_ms: AtomicU64,
+}
+
+/// All that had ended at a server when this was drawn is covered by its next sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    feed: u64,
+    connection: u64,
+    sample: u64,
+}
+
+impl Feed {
+    /// Of a server that has not been asked yet.
+    pub fn new(id: u64) -> Self {
+        let zero = AtomicU64::default;
+        Self {
+            id,
+            connection: zero(),
+            begun: zero(),
+            done: zero(),
+            lsn: zero(),
+            at_ms: zero(),
+            as_of_ms: zero(),
+        }
+    }
+
+    /// The feed has connected anew.
+    pub fn connected(&self) {
+        self.connection.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The server is not well as far as the feed knows.
+    pub fn lost(&self) {
+        self.at_ms.store(0, Ordering::SeqCst);
+    }
+
+    /// A sample is begun: its number.
+    pub fn begin(&self) -> u64 {
+        self.begun.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// A sample was answered.
+    pub fn answered(&self, sample: u64, lsn: u64, as_of_ms: u64, now_ms: u64) {
+        // The position first: who sees the sample's number sees at least its position.
+        self.lsn.store(lsn, Ordering::SeqCst);
+        self.done.store(sample, Ordering::SeqCst);
+        self.as_of_ms.store(as_of_ms, Ordering::SeqCst);
+        self.at_ms.store(now_ms.max(1), Ordering::SeqCst);
+    }
+
+    /// A mark for what has ended on a link that was taken at this connection of the feed.
+    pub fn mark(&self, connection: u64) -> Mark {
+        Mark { feed: self.id, connection, sample: self.begun.load(Ordering::SeqCst) }
+    }
+
+    /// Which connection of the feed this is.
+    pub fn connection(&self) -> u64 {
+        self.connection.load(Ordering::SeqCst)
+    }
+
+    /// The newest position.
+    pub fn lsn(&self) -> u64 {
+        self.lsn.load(Ordering::SeqCst)
+    }
+
+    /// Whether the server answered a moment ago.
+    pub fn is_fresh(&self, now_ms: u64) -> bool {
+        let at = self.at_ms.load(Ordering::SeqCst);
+        at > 0 && now_ms.saturating_sub(at) < FRESH_MS
+    }
+
+    fn is_of(&self, mark: Mark) -> bool {
+        mark.feed == self.id && mark.connection == self.connection()
+    }
+
+    /// The position that covers a mark of this connection, if a sample begun after it has been answered.
+    fn covers(&self, mark: Mark) -> Option<u64> {
+        (self.done.load(Ordering::SeqCst) > mark.sample).then(|| self.lsn())
+    }
+}
+
+/// A follower that may be read from.
+#[derive(Debug)]
+pub struct Follower {
+    /// The member.
+    pub name: Arc<str>,
+    /// Its server.
+    pub address: SocketAddr,
+    /// How far it is.
+    pub feed: Feed,
+    /// Sessions that read there now, of all threads.
+    pub busy: AtomicU32,
+    banned_until_ms: AtomicU64,
+}
+
+impl Follower {
+    /// One that nobody reads from yet.
+    pub fn new(name: &str, address: SocketAddr, feed: u64) -> Self {
+        let feed = Feed::new(feed);
+        Self {
+            name: name.into(),
+            address,
+            feed,
+            busy: AtomicU32::default(),
+            banned_until_ms: AtomicU64::default(),
+        }
+    }
+
+    /// It refused a connection or broke one: it is left alone until it has been sampled again, for a while at least.
+    pub fn ban(&self, now_ms: u64) {
+        self.feed.lost();
+        self.banned_until_ms.store(now_ms + BAN_MS, Ordering::SeqCst);
+    }
+
+    /// Whether it answered a moment ago, and broke nothing since.
+    pub fn is_well(&self, now_ms: u64) -> bool {
+        self.feed.is_fresh(now_ms) && self.banned_until_ms.load(Ordering::SeqCst) <= now_ms
+    }
+}
+
+/// The servers as reads see them.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// The epoch whose positions these are; while nobody leads, the last one that was led.
+    pub epoch: u64,
+    /// The leader's feed; none while nobody leads.
+    pub leader: Option<Arc<Feed>>,
+    /// Who may be read from besides.
+    pub followers: Vec<Arc<Follower>>,
+}
+
+/// How much a session asks of its reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// Every read sees all that was committed before: the leader answers it.
+    Strong,
+    /// Reads see what the session wrote, and never go back.
+    #[default]
+    ReadYourWrites,
+    /// Reads never go back.
+    Monotonic,
+    /// Reads are at most so many milliseconds behind.
+    Bounded(u64),
+    /// Reads see some state of the past.
+    Eventual,
+}
+
+/// From where on a session's reads may see the database.
+#[derive(Debug, Default)]
+pub struct Floor {
+    epoch: u64,
+    lsn: u64,
+    /// What has not been covered by a sample yet.
+    open: Option<Mark>,
+}
+
+impl Floor {
+    /// The session's use of the leader has ended: it wrote there, or saw all that was there.
+    pub fn used_leader(&mut self, reading: &Reading) {
+        self.epoch = self.epoch.max(reading.epoch);
+        // Without a leader nobody can say: resolved when there is one.
+        let mark = reading.leader.as_ref().map(|feed| feed.mark(feed.connection()));
+        self.open = Some(mark.unwrap_or_default());
+    }
+
+    /// The session has read from a follower, on a link that was taken at this connection of its feed.
+    pub fn used_follower(&mut self, reading: &Reading, follower: &Follower, connection: u64) {
+        self.epoch = self.epoch.max(reading.epoch);
+        self.open = Some(follower.feed.mark(connection));
+    }
+
+    /// Takes in what has been sampled since.
+    pub fn settle(&mut self, reading: &Reading) {
+        let leads = || reading.leader.as_ref().map(|feed| feed.mark(feed.connection())).unwrap_or_default();
+        if self.epoch < reading.epoch && (self.open.is_some() || self.lsn > 0) {
+            // Where the new leader is covers all that is left of what earlier ones wrote.
+            (self.epoch, self.lsn, self.open) = (reading.epoch, 0, Some(leads()));
+        }
+        let Some(mark) = self.open else { return };
+        let feeds = reading.followers.iter().map(|follower| &follower.feed);
+        match feeds.chain(reading.leader.as_deref()).find(|feed| feed.is_of(mark)) {
+            Some(feed) => {
+                if let Some(lsn) = feed.covers(mark) {
+                    self.lsn = self.lsn.max(lsn);
+                    self.open = None;
+                }
+            }
+            // That server is gone or was restarted: the leader is ahead of all that it ever showed.
+            None => self.open = Some(leads()),
+        }
+    }
+
+    /// Whether a follower has all that the session must see. Only after [`Floor::settle`].
+    fn is_met_by(&self, follower: &Follower) -> bool {
+        // Who reads on where it last read sees no less.
+        let open = self.open.is_none_or(|mark| follower.feed.is_of(mark));
+        open && follower.feed.lsn() >= self.lsn
+    }
+}
+
+/// Where a read may go.
+#[derive(Clone, Debug)]
+pub enum Choice {
+    /// To one of these, by their places in [`Reading::followers`].
+    One(usize),
+    /// To the leader: no follower is well.
+    NoneWell,
+    /// To the leader, or later: followers are well, and none is known to be far enough.
+    NoneFarEnough,
+}
+
+/// Chooses a follower: of two at random among those that will do, the one with less to do.
+pub fn choose(reading: &Reading, floor: &mut Floor, level: Consistency, now_ms: u64, random: u32) -> Choice {
+    floor.settle(reading);
+    let fits = |follower: &Follower| match level {
+        Consistency::Strong => false,
+        Consistency::ReadYourWrites | Consistency::Monotonic => floor.is_met_by(follower),
+        Consistency::Bounded(bound) => {
+            let as_of = follower.feed.as_of_ms.load(Ordering::SeqCst);
+            as_of > 0 && now_ms.saturating_sub(as_of) <= bound
+        }
+        Consistency::Eventual => true,
+    };
+    let well = || reading.followers.iter().enumerate().filter(|(_, follower)| follower.is_well(now_ms));
+    let fitting = || well().filter(|(_, follower)| fits(follower));
+    let count = fitting().count();
+    if count == 0 {
+        return if well().next().is_some() { Choice::NoneFarEnough } else { Choice::NoneWell };
+    }
+    let (first, second) = (random as usize % count, (random >> 16) as usize % count);
+    let busy = |place: &usize| {
+        fitting().nth(*place).map_or(u32::MAX, |(_, follower)| follower.busy.load(Ordering::Relaxed))
+    };
+    let place = [first, second].into_iter().min_by_key(busy).unwrap_or(first);
+    fitting().nth(place).map_or(Choice::NoneWell, |(place, _)| Choice::One(place))
+}
+
+/// The end of the last record, out of where a leader would write the next one: at the start of a page that is
+/// behind the page's header, where no follower that has replayed everything ever is.
+pub fn end_of_wal(insert: u64, page_bytes: u64, segment_bytes: u64) -> u64 {
+    const HEADER: u64 = 24;
+    const HEADER_OF_SEGMENT: u64 = 40;
+    if segment_bytes > 0 && insert % segment_bytes == HEADER_OF_SEGMENT {
+        return insert - HEADER_OF_SEGMENT;
+    }
+    if page_bytes > 0 && insert % page_bytes == HEADER && insert % segment_bytes.max(1) != HEADER {
+        return insert - HEADER;
+    }
+    insert
+}
+
+#[cfg(test)]
+mod tests;
