@@ -18,6 +18,8 @@ pub struct Seen {
     pub leader: Option<Leader>,
     /// The other members that have a server.
     pub members: Vec<Member>,
+    /// The agent is the leader's, which is about to hand over: what begins now would not end before that.
+    pub handing_over: bool,
     /// The agent still says so: the connection to it stands.
     pub live: bool,
 }
@@ -66,7 +68,8 @@ impl Seen {
         });
         let members = event.get("members").and_then(Value::as_array);
         let members = members.into_iter().flatten().filter_map(Member::of_row).collect();
-        Some(Self { scope, epoch, leader, members, live: true })
+        let handing_over = event.get("handing_over_to").is_some_and(|to| !to.is_null());
+        Some(Self { scope, epoch, leader, members, handing_over, live: true })
     }
 }
 
@@ -92,15 +95,20 @@ fn address(of: &Value) -> Option<(String, String, u16)> {
     Some((text("name")?, text("host")?, of.get("port")?.as_u64()?.try_into().ok()?))
 }
 
-/// The truth, as far as these have heard of it: the highest epoch, and its leader if it has one that serves.
-pub fn newest<'a>(seen: impl Iterator<Item = &'a Seen>) -> (u64, Option<Leader>) {
+/// The truth, as far as these have heard of it: the highest epoch, and its leader if it has one that serves and
+/// will go on to.
+pub fn newest<'a>(seen: impl Iterator<Item = &'a Seen> + Clone) -> (u64, Option<Leader>) {
     let mut newest = (0, None);
-    for seen in seen {
+    for seen in seen.clone() {
         if seen.epoch > newest.0 {
             newest = (seen.epoch, seen.leader.clone());
         } else if seen.epoch == newest.0 && newest.1.is_none() {
             newest.1.clone_from(&seen.leader);
         }
+    }
+    let leaves = |seen: &Seen| seen.live && seen.handing_over && seen.epoch == newest.0;
+    if seen.clone().any(leaves) {
+        newest.1 = None;
     }
     newest
 }
@@ -167,6 +175,18 @@ mod tests {
         assert_eq!(newest([&promoting].into_iter()), (4, None));
         assert!(newest([&promoting, &serving].into_iter()).1.is_some());
         assert!(newest([&serving, &promoting].into_iter()).1.is_some());
+    }
+
+    #[test]
+    fn a_leader_that_hands_over_is_none_until_it_says_otherwise_or_is_not_heard() {
+        let serving = event(4, 4, true, "led");
+        let leaving = Seen { handing_over: true, ..serving.clone() };
+        assert_eq!(newest([&serving, &leaving].into_iter()), (4, None));
+        assert!(newest([&serving, &serving].into_iter()).1.is_some());
+        let silent = Seen { live: false, ..leaving.clone() };
+        assert!(newest([&serving, &silent].into_iter()).1.is_some());
+        let next = event(5, 5, true, "led");
+        assert!(newest([&next, &leaving].into_iter()).1.is_some());
     }
 
     #[test]
