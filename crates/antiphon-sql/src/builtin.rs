@@ -7,7 +7,7 @@
 use crate::why::Why;
 
 /// Volatile, and yet a follower's answer is as good as the leader's.
-const HARMLESS: [&str; 14] = [
+const HARMLESS: [&str; 15] = [
     "array_sample",
     "array_shuffle",
     "bernoulli",
@@ -20,6 +20,8 @@ const HARMLESS: [&str; 14] = [
     "random_normal",
     "system",
     "timeofday",
+    // One of its overloads, in PostgreSQL 14 only, by mistake.
+    "timezone",
     "uuidv4",
     "uuidv7",
 ];
@@ -85,13 +87,14 @@ const OF_THE_DATA: [&str; 46] = [
 ];
 
 /// Declared stable or immutable, and of the server or the session all the same.
-const OF_THE_SERVER: [&str; 8] = [
+const OF_THE_SERVER: [&str; 9] = [
     "icu_unicode_version",
     "inet_client_addr",
     "inet_client_port",
     "inet_server_addr",
     "inet_server_port",
     "mxid_age",
+    "system_user",
     "unicode_version",
     "version",
 ];

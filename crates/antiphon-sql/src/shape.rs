@@ -6,12 +6,18 @@
 //! the text itself.
 
 use crate::scan::{Token, tokens};
+use crate::statement::TEXT_MAX;
 
 /// Writes the shape of a text into a buffer that the caller keeps; nothing else is allocated.
 pub fn shape(text: &str, into: &mut Vec<u8>) {
     const STRIPPED: [&[u8]; 8] =
         [b"select", b"with", b"values", b"table", b"insert", b"update", b"delete", b"merge"];
     into.clear();
+    if text.len() > TEXT_MAX {
+        // It is refused for its length: nothing shorter may share that.
+        into.extend_from_slice(text.as_bytes());
+        return;
+    }
     let mut strip = None;
     let mut ended = false;
     for (token, part) in tokens(text) {

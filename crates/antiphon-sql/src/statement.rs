@@ -2,8 +2,9 @@
 //!
 //! Most texts that are no read show that by their first word and are not parsed. The rest goes through
 //! PostgreSQL's own parser. It is written in C and is handed what clients send, so it is used with care: texts are
-//! bounded ([`TEXT_MAX`]), its depth is bounded by its own check of the stack and again when its tree is decoded, a
-//! thread with little stack left borrows some, and should the decoding panic, the text counts as unparsable.
+//! bounded ([`TEXT_MAX`]), its depth is bounded by its own check of the stack and again when its tree is decoded,
+//! and should the decoding panic, the text counts as unparsable. The deepest tree takes 200 KiB of stack, in a build
+//! for development 1.1 MiB: every thread that Rust starts has 2 MiB.
 
 use std::panic::catch_unwind;
 
@@ -25,11 +26,6 @@ const _: () = assert!(
 
 /// The longest text that is looked through, in bytes.
 pub const TEXT_MAX: usize = 256 * 1024;
-
-/// What the deepest tree that is decoded may need: a thread that has less left borrows [`STACK_GIVEN`]. Measured:
-/// below 200 KiB optimised, 1.1 MiB in a build for development.
-const STACK_NEEDED: usize = 1536 * 1024;
-const STACK_GIVEN: usize = 4096 * 1024;
 
 /// A text, summed up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -205,8 +201,7 @@ fn hint(text: &str) -> Option<Hint> {
 fn content(text: &str) -> Content {
     // It would write its warnings about backslashes to our standard error, one for each text.
     let options = ParserOptions::DISABLE_ESCAPE_STRING_WARNING;
-    let parsed = || catch_unwind(|| pg_query::parse(text, options));
-    let Ok(Ok(parsed)) = stacker::maybe_grow(STACK_NEEDED, STACK_GIVEN, parsed) else {
+    let Ok(Ok(parsed)) = catch_unwind(|| pg_query::parse(text, options)) else {
         return Content::Refused(Why::Unparsable);
     };
     let statements =

@@ -94,8 +94,15 @@ impl Catalogue {
         for name in names {
             match (self.verdict(name), name.kind) {
                 (Some(Some(why)), _) => return Err(why),
+                // name(x) is a cast where there is a type, but no fitting function, of that name.
+                (Some(None), Kind::Function) => {
+                    if let Some(Some(why)) = self.verdict_as(Kind::Type, name) {
+                        return Err(why);
+                    }
+                }
                 // Most fields are columns, of which the catalogue knows nothing.
-                (Some(None), _) | (None, Kind::Field) => {}
+                (Some(None), Kind::Operator | Kind::Relation | Kind::Type | Kind::Field)
+                | (None, Kind::Field) => {}
                 (None, _) if self.is_empty() => return Err(Why::NoCatalogue),
                 (None, Kind::Function | Kind::Operator | Kind::Relation | Kind::Type) => {
                     return Err(Why::UnknownName);
@@ -106,7 +113,11 @@ impl Catalogue {
     }
 
     fn verdict(&self, name: &Name) -> Option<Verdict> {
-        self.verdicts.get(&self.key(name.kind, name.schema.as_deref(), &name.name)).copied()
+        self.verdict_as(name.kind, name)
+    }
+
+    fn verdict_as(&self, kind: Kind, name: &Name) -> Option<Verdict> {
+        self.verdicts.get(&self.key(kind, name.schema.as_deref(), &name.name)).copied()
     }
 
     fn key(&self, kind: Kind, schema: Option<&str>, name: &str) -> u64 {
@@ -191,12 +202,20 @@ impl<'a> Row<'a> {
     }
 }
 
-/// The words of a function's code that may be of functions or relations. Code that it puts together as it runs
-/// (EXECUTE) says nothing.
+/// The words of a function's code, as whatever they may be names of. Code that it puts together as it runs (EXECUTE)
+/// says nothing.
 fn code(body: &str) -> Result<Parts, Why> {
     let mut names = Vec::new();
     let mut word: Option<Box<str>> = None;
+    let mut operator = String::new();
     for (token, part) in tokens(body) {
+        match part {
+            [byte] if token == Token::Other && b"+-*/<>=~!@#%^&|`?".contains(byte) => {
+                operator.push(char::from(*byte));
+            }
+            _ if operator.is_empty() => {}
+            _ => names.push(unqualified(Kind::Operator, &std::mem::take(&mut operator))),
+        }
         match token {
             Token::Word | Token::QuotedName => {
                 let text = String::from_utf8_lossy(part);
@@ -207,11 +226,11 @@ fn code(body: &str) -> Result<Parts, Why> {
                 if text == "execute" {
                     return Err(Why::Volatile);
                 }
-                names.push(Name { kind: Kind::Relation, schema: None, name: text.as_str().into() });
+                names.extend([Kind::Relation, Kind::Type].map(|kind| unqualified(kind, &text)));
                 word = Some(text.into());
             }
             Token::Other if part == b"(" => {
-                names.extend(word.take().map(|name| Name { kind: Kind::Function, schema: None, name }));
+                names.extend(word.take().map(|name| unqualified(Kind::Function, &name)));
             }
             Token::Space | Token::Comment => {}
             Token::String | Token::OddString | Token::Number | Token::Parameter | Token::Other => word = None,
@@ -220,6 +239,10 @@ fn code(body: &str) -> Result<Parts, Why> {
     names.sort();
     names.dedup();
     Ok(Parts::Code(names.into()))
+}
+
+fn unqualified(kind: Kind, name: &str) -> Name {
+    Name { kind, schema: None, name: name.into() }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A small world of names.
-const ROWS: [[&str; 6]; 31] = [
+const ROWS: [[&str; 6]; 32] = [
     ["function", "pg_catalog", "now", "safe", "", ""],
     ["function", "pg_catalog", "random", "volatile", "", ""],
     ["function", "pg_catalog", "nextval", "volatile", "", ""],
@@ -24,6 +24,7 @@ const ROWS: [[&str; 6]; 31] = [
     ["operator", "app", "!!!", "safe", "lies(", ""],
     ["type", "pg_catalog", "int4", "safe", "", ""],
     ["type", "app", "even", "safe", "SELECT NULL::integer, (lies(VALUE) + 1)", ""],
+    ["function", "app", "even", "safe", "", ""],
     ["relation", "app", "t", "safe", "", ""],
     ["relation", "app", "cache", "unlogged", "", ""],
     ["relation", "app", "s", "sequence", "", ""],
@@ -79,6 +80,7 @@ fn what_is_not_says_why() {
         ("SELECT t.lies FROM t", Why::Sequence),
         ("SELECT !!! 1", Why::Sequence),
         ("SELECT 1::app.even", Why::Sequence),
+        ("SELECT even(1)", Why::Sequence),
         ("SELECT * FROM v2", Why::Sequence),
         ("SELECT * FROM w", Why::Sequence),
         ("SELECT * FROM secured", Why::Sequence),

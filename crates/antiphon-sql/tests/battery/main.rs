@@ -23,7 +23,9 @@ fn what_is_called_a_read_is_answered_alike() {
         for text in cases::READS {
             assert_eq!(verdict(text, &catalogue), Ok(()), "{text}");
             let (leads, follows) = (answer(&pair.leader, text).await, answer(&pair.standby, text).await);
-            assert!(leads.is_ok(), "{text}: {leads:?}");
+            // A server may have been built without XML.
+            let unbuilt = text.contains("xml") && leads == Err("0A000".to_owned());
+            assert!(leads.is_ok() || unbuilt, "{text}: {leads:?}");
             assert_eq!(leads, follows, "{text}");
         }
         for text in cases::HARMLESS {
