@@ -228,6 +228,22 @@ fn no_depth_overflows_the_stack_of_a_thread() {
 }
 
 #[test]
+fn threads_do_not_disturb_each_other() {
+    let texts =
+        ["SELECT a FROM t WHERE b = f(1)", "SELECT FROM WHERE", "BEGIN", "SELECT 'open", "SELECT 1 INTO x"];
+    let expected = texts.map(parse);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..500 {
+                    assert_eq!(texts.map(parse), expected);
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn no_mutation_of_a_text_makes_it_panic() {
     let seeds = [
         "WITH a AS (SELECT * FROM t WHERE b = $1) SELECT a.x::int, f(a) FROM a JOIN u USING (c) ORDER BY 1 LIMIT 2",
