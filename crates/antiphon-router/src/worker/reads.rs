@@ -163,6 +163,13 @@ impl Worker {
             return Route::Later;
         }
         if waited.is_some() {
+            let followers = self.reading.followers.iter().map(|follower| follower.feed.lsn());
+            tracing::debug!(
+                floor = ?client.session.floor,
+                leader = self.reading.leader.as_ref().map(|feed| feed.lsn()),
+                followers = ?followers.collect::<Vec<_>>(),
+                "a read waited in vain for a follower"
+            );
             client.hurries_until = Some(now + wait * HURRIES_FOR);
         }
         client.misses = client.misses.saturating_add(1);

@@ -175,6 +175,7 @@ async fn refused(routed: &Routed, other: &Client) {
     }
     let row = client.query_one("SELECT writes($1) /* antiphon: follower */", &[&13]).await.unwrap();
     assert_eq!(row.get::<_, i32>(0), 13);
+    other.batch_execute("SET antiphon.consistency = strong").await.unwrap();
     let rows = other.query_one("SELECT count(*) FROM notes WHERE n IN (10, 13)", &[]).await.unwrap();
     assert_eq!(rows.get::<_, i64>(0), 5, "each once");
 }
@@ -193,7 +194,7 @@ async fn prepared(routed: &Routed) {
         assert_eq!(row.get::<_, i32>(0), round);
         followers += u32::from(route(&client).await.starts_with("follower"));
     }
-    assert!(followers > 50, "{followers} of 100 reads on followers");
+    assert!(followers > 50, "{followers} of 100 reads on followers: {}", routed.log());
     // A pipeline in which something writes goes to the leader whole.
     let (number, none): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 1]) = ([&7i32], [&0i32]);
     let (a, b, c) = tokio::join!(

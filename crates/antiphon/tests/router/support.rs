@@ -29,7 +29,8 @@ impl Routed {
         let binary: PathBuf = env!("CARGO_BIN_EXE_antiphon").into();
         let settings = json!({
             "synchronous_mode": if members > 1 { "quorum" } else { "off" },
-            "postgresql": { "parameters": { "max_connections": 100 } },
+            // What reads leave in the WAL (pruned pages) reaches followers soon, and sessions come back to them.
+            "postgresql": { "parameters": { "max_connections": 100, "wal_writer_delay": "10ms" } },
         });
         let plan = Plan {
             dir: dir.clone(),
