@@ -12,7 +12,7 @@ use std::time::Duration;
 use antiphon_sql::Catalogue;
 use antiphon_sql::catalogue::QUERY;
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::NoTls;
 
 use crate::settings::Account;
@@ -22,9 +22,12 @@ use crate::shared::{Note, Shared, Target, lock};
 const EVERY: Duration = Duration::from_secs(15);
 /// How long reading one may take.
 const READ_MAX: Duration = Duration::from_secs(20);
-/// The pause before another attempt, and after a change: more of them come at a time.
+/// The pause before another attempt.
 const PAUSE: Duration = Duration::from_millis(500);
+/// The pause after a change, since more of them come at a time: this, and so many times what reading took, so that
+/// whoever changes the schema all day does not keep the leader busy.
 const SETTLES: Duration = Duration::from_millis(50);
+const RESTS_FOR: u32 = 4;
 
 /// The catalogues as they are known, by database.
 #[derive(Debug, Default)]
@@ -109,10 +112,12 @@ async fn keep(
     loop {
         let changes = shared.catalogues.changes(&database);
         let leader = follows.borrow().leader;
+        let began = Instant::now();
         let read = match leader {
             Some(leader) => timeout(READ_MAX, read(&account, &database, leader)).await,
             None => Ok(Err("the cluster has no leader".to_owned())),
         };
+        let rest = SETTLES.max(began.elapsed() * RESTS_FOR);
         match read.unwrap_or_else(|_| Err("it took too long".to_owned())) {
             Ok(rows) => {
                 told = false;
@@ -126,6 +131,7 @@ async fn keep(
                     let tell =
                         || shared.tell_all(|| Note::Catalogue(database.clone(), Some(catalogue.clone())));
                     if !shared.catalogues.learned(&database, changes, &catalogue, tell) {
+                        sleep(rest).await;
                         continue;
                     }
                     last = hash;
@@ -144,7 +150,7 @@ async fn keep(
             }
         }
         tokio::select! {
-            () = again.notified() => sleep(SETTLES).await,
+            () = again.notified() => sleep(rest).await,
             () = sleep(EVERY) => {}
         }
     }

@@ -41,6 +41,9 @@ pub enum Pin {
     Oversize,
 }
 
+/// CREATE OR REPLACE LOCAL TEMPORARY: after so many words nothing is said to be temporary.
+const TEMPORARY_WITHIN: usize = 4;
+
 /// Settings that the server reports when they change, so that they are followed (all versions since 14).
 ///
 /// `standard_conforming_strings` is reported too, but without it strings end elsewhere than the lexer thinks.
@@ -85,7 +88,10 @@ fn begin(word: &[u8], words: &mut Words<'_>, seen: &mut Effects) {
         return;
     }
     seen.plain = false;
-    seen.changes_schema |= ["create", "alter", "drop", "import"].iter().any(|name| is(name));
+    seen.changes_schema |= match ["alter", "drop", "import"].iter().any(|name| is(name)) {
+        true => true,
+        false => is("create") && !words.is_temporary(),
+    };
     if is("set") {
         set(words, seen);
     } else if is("commit") || is("end") || is("call") || is("rollback") {
@@ -183,6 +189,15 @@ struct Words<'a> {
 }
 
 impl<'a> Words<'a> {
+    /// Whether what is created is temporary: nobody else ever finds it. Looks ahead, and takes nothing.
+    fn is_temporary(&self) -> bool {
+        let mut ahead = Self { sql: self.sql, at: self.at, in_body: false };
+        let words = std::iter::from_fn(|| ahead.word()).take(TEMPORARY_WITHIN);
+        words
+            .into_iter()
+            .any(|word| [&b"temp"[..], b"temporary"].iter().any(|name| word.eq_ignore_ascii_case(name)))
+    }
+
     /// The next word, if a word is next; anything else is left for [`Words::next`].
     fn word(&mut self) -> Option<&'a [u8]> {
         let before = self.at;
@@ -382,6 +397,28 @@ mod tests {
         for sql in cases {
             assert_eq!(pins(sql), None, "{sql}");
         }
+    }
+
+    #[test]
+    fn a_change_of_the_schema_is_one_that_others_may_find() {
+        for sql in [
+            "CREATE TABLE t (a int)",
+            "create or replace function f() returns int",
+            "DROP VIEW v",
+            "SELECT 1; ALTER TABLE t ADD b int",
+        ] {
+            assert!(effects(sql.as_bytes()).changes_schema, "{sql}");
+        }
+        for sql in [
+            "CREATE TEMP TABLE t (a int)",
+            "CREATE OR REPLACE LOCAL TEMPORARY VIEW v AS SELECT 1",
+            "SELECT 'drop'",
+            "INSERT INTO t VALUES (1)",
+        ] {
+            assert!(!effects(sql.as_bytes()).changes_schema, "{sql}");
+        }
+        assert_eq!(pins("CREATE TEMP TABLE t (a int)"), Some(Pin::Temporary));
+        assert!(effects(b"CREATE TEMP TABLE t (a int); CREATE TABLE u (a int)").changes_schema);
     }
 
     #[test]
