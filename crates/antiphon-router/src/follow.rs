@@ -64,19 +64,16 @@ pub async fn run(shared: Arc<Shared>, target: watch::Sender<Target>) {
                 next
             }
         };
-        let reading = match &mut readers {
-            Some(readers) => readers.look(&seen, epoch, leader.as_ref(), next).await,
-            None => None,
-        };
-        let moves = *target.borrow() != next;
-        if moves {
+        if *target.borrow() != next {
             tracing::info!(epoch = next.epoch, leader = ?next.leader, "the router follows");
-        }
-        if moves || reading.is_some() {
-            shared.set_target(next, reading);
-        }
-        if moves {
+            // At once: finding the addresses of followers may take a while.
+            shared.set_target(next, readers.as_ref().map(Readers::without_leader));
             target.send_replace(next);
+        }
+        if let Some(readers) = &mut readers
+            && let Some(reading) = readers.look(&seen, epoch, leader.as_ref(), next).await
+        {
+            shared.set_target(next, Some(reading));
         }
     }
 }
@@ -96,6 +93,7 @@ struct Readers {
     leader: Option<SocketAddr>,
     members: Vec<Member>,
     resolved: Vec<(String, SocketAddr)>,
+    last: Reading,
 }
 
 impl Readers {
@@ -103,7 +101,13 @@ impl Readers {
     fn new(shared: &Arc<Shared>) -> Option<Self> {
         let account = shared.settings.reads.as_ref()?.account.clone();
         let feeds = Feeds::new(shared.clone(), account);
-        Some(Self { feeds, epoch: 0, leader: None, members: Vec::new(), resolved: Vec::new() })
+        let (members, resolved, last) = (Vec::new(), Vec::new(), Reading::default());
+        Some(Self { feeds, epoch: 0, leader: None, members, resolved, last })
+    }
+
+    /// The picture while the leader changes: nobody's position covers what is written meanwhile.
+    fn without_leader(&self) -> Reading {
+        Reading { leader: None, ..self.last.clone() }
     }
 
     /// The picture for the threads, if it is another one than before.
@@ -137,7 +141,8 @@ impl Readers {
         tracing::info!(epoch, followers = ?names, "reads may go to");
         (self.epoch, self.leader, self.members) = (epoch, target.leader, members);
         self.resolved = resolved;
-        Some(self.feeds.update(epoch, target.leader, &self.resolved))
+        self.last = self.feeds.update(epoch, target.leader, &self.resolved);
+        Some(self.last.clone())
     }
 }
 
