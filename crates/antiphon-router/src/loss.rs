@@ -79,7 +79,7 @@ pub fn lose(session: &mut Session, link: &Link, deposed: bool) -> Verdict {
     // transaction was rolled back. A crash says 57P02 and may come at any moment, after the commit, too. While the
     // server leads, it was somebody who wanted this statement to end.
     let clean = deposed && link.farewell.as_ref().is_some_and(|farewell| farewell.code == "57P01");
-    let again = if clean { session.again.take() } else { None };
+    let again = if clean || session.only_reads { session.again.take() } else { None };
     if let Some(bytes) = again {
         forget_round(session);
         // What was sent in part is among these bytes from its beginning.

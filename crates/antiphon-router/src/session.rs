@@ -174,6 +174,8 @@ pub struct Session {
     pub unnamed: Vec<u8>,
     /// That statement has been prepared on the link at hand.
     pub unnamed_here: bool,
+    /// What is on its way to the leader certainly only reads: it can be done twice.
+    pub only_reads: bool,
     /// What it does on a follower, if its link goes to one.
     pub reads: Reads,
     /// A transaction that only reads is begun with this text before anything else: it was moved here.
@@ -215,6 +217,7 @@ impl Session {
             again: Again::default(),
             unnamed: Vec::new(),
             unnamed_here: false,
+            only_reads: false,
             reads: Reads::No,
             begins: None,
             consistency: Consistency::default(),
@@ -256,7 +259,7 @@ impl Session {
         self.may_commit |= effects.may_commit;
         self.changed_schema |= effects.changes_schema;
         // What only reads can be done twice.
-        if !effects.plain && self.reads == Reads::No {
+        if !effects.plain && self.reads == Reads::No && !self.only_reads {
             self.again.never();
         }
         if effects.forgets_statements {

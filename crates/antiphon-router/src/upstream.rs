@@ -98,6 +98,8 @@ impl Upstream<'_> {
                 Some(Err(stop)) => return (at, stop),
                 None => {}
             }
+            // Only the first round was looked at.
+            self.session.only_reads &= self.session.due == 0;
             let moved = match self.alone(kind, bytes, rest) {
                 Some(moved) => moved,
                 None => self.message(kind, bytes, at),
@@ -554,7 +556,7 @@ impl Upstream<'_> {
         self.session.unnamed = text;
         self.session.unnamed_here = true;
         // Looked through when it came; what it may leave behind has been noted since.
-        if self.session.reads == Reads::No {
+        if self.session.reads == Reads::No && !self.session.only_reads {
             self.session.again.never();
         }
         self.expect(Expected::ParseOfOurs(None));

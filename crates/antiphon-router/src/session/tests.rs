@@ -464,6 +464,20 @@ fn a_read_whose_follower_died_is_repeated_unless_its_client_heard_of_it() {
     );
 }
 
+#[test]
+fn a_read_whose_leader_died_is_repeated_if_nothing_came_behind_it() {
+    let (query, write) = (messages::query("SELECT * FROM t"), messages::query("INSERT INTO t VALUES (1)"));
+    let mut play = Play::new();
+    play.attach();
+    play.session.only_reads = true;
+    play.up(&query);
+    assert_eq!(play.lose(None), Verdict::Again(query.clone()));
+    play.attach();
+    play.session.only_reads = true;
+    play.up(&[query, write].concat());
+    assert!(matches!(play.lose(None), Verdict::Goes(told) if contains(&told, "C08007\0")));
+}
+
 fn begun() -> Play {
     let mut play = Play::new();
     reading(&mut play, Reads::Begun("BEGIN READ ONLY".into()));

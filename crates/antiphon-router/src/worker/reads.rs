@@ -63,6 +63,15 @@ impl Worker {
             Route::Leader(reason) => {
                 client.errand = Errand::Leader;
                 client.session.reads = Reads::No;
+                client.session.only_reads = match reason {
+                    Reason::Strong | Reason::NoneWell | Reason::NoneFarEnough | Reason::Busy => true,
+                    Reason::Follower
+                    | Reason::Off
+                    | Reason::Pinned
+                    | Reason::NotARead
+                    | Reason::NotWhole
+                    | Reason::Refused => false,
+                };
                 client.session.went = Some(Went::Leader(reason));
                 client.pool
             }
