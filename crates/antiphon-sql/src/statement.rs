@@ -20,7 +20,7 @@ use crate::why::Why;
 
 // The flag beside it keeps the parser from replacing standard error: see there.
 const _: () = assert!(
-    option_env!("ANTIPHON_LIBPG_QUERY_FLAGS").is_some(),
+    option_env!("LIBPG_QUERY_FLAGS").is_some(),
     "build within the checkout: .cargo/config.toml has a flag that the C parser must be built with"
 );
 
