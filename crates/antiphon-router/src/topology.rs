@@ -97,7 +97,7 @@ fn address(of: &Value) -> Option<(String, String, u16)> {
 
 /// The truth, as far as these have heard of it: the highest epoch, and its leader if it has one that serves and
 /// will go on to.
-pub fn newest<'a>(seen: impl Iterator<Item = &'a Seen> + Clone) -> (u64, Option<Leader>) {
+pub fn newest<'a>(mut seen: impl Iterator<Item = &'a Seen> + Clone) -> (u64, Option<Leader>) {
     let mut newest = (0, None);
     for seen in seen.clone() {
         if seen.epoch > newest.0 {
@@ -107,7 +107,7 @@ pub fn newest<'a>(seen: impl Iterator<Item = &'a Seen> + Clone) -> (u64, Option<
         }
     }
     let leaves = |seen: &Seen| seen.live && seen.handing_over && seen.epoch == newest.0;
-    if seen.clone().any(leaves) {
+    if seen.any(leaves) {
         newest.1 = None;
     }
     newest
