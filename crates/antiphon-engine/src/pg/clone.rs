@@ -34,8 +34,8 @@ impl Inner {
                 tracing::debug!(error = sentence(error), ?method, "trying the next way to copy");
             }
             let old = self.directory_at_rest(what).await?;
-            // What is half-built is not worth keeping.
-            let keep_old = keep_old && !old.half_built;
+            // What a copy left half-built is not worth keeping; what a rewind did is.
+            let keep_old = keep_old && !self.paths.clone_journal().exists();
             outcome = match method {
                 ReplicaMethod::BaseBackup => self.base_backup(address, &old, keep_old).await,
                 ReplicaMethod::Command(command) => self.copy_by(command, address, keep_old).await,
