@@ -161,6 +161,8 @@ impl Downstream<'_> {
             },
             Some(_) => {
                 self.link.doubtful = false;
+                self.link.tally.rounds += 1;
+                self.link.tally.transactions += u32::from(status == Status::Idle);
                 self.out.pass(self.input, range);
                 let Some(session) = self.session.as_deref_mut() else { return Flow::Broken("nobody asked") };
                 session.status = status;

@@ -3,7 +3,7 @@
 //! Threads carry the traffic, each with its own listener, its own event loop and its own connections (`worker`);
 //! a task knows who leads, who may log in, and cancels statements (`control`). What to do with a message is
 //! decided by functions without I/O: `wire`, `sql`, `session`, `upstream`, `downstream`, `loss`, `login`, `topology`;
-//! whether it may go to a follower by `route`, `judge` and `positions`.
+//! whether it may go to a follower by `route`, `judge` and `positions`; `console` shows and steers it all.
 //!
 //! It decides nothing about the cluster. It lets a session write only where the cluster's record names the leader,
 //! and read only there or where the leader's history is followed; it repeats nothing whose outcome is unknown.
@@ -11,13 +11,17 @@
 pub mod answers;
 mod catalogues;
 pub mod consistency;
+pub mod console;
 mod control;
 pub mod downstream;
 mod feed;
 mod follow;
+pub mod gates;
 pub mod judge;
 pub mod login;
 pub mod loss;
+pub mod metrics;
+pub mod orders;
 pub mod out;
 pub mod own;
 mod pace;
@@ -32,11 +36,12 @@ mod shared;
 pub mod sql;
 mod start;
 pub mod statements;
+pub mod stats;
 pub mod topology;
 pub mod upstream;
 pub mod wire;
 mod worker;
 
 pub use positions::Consistency;
-pub use settings::{Account, AuthQuery, Authentication, Reads, Settings};
-pub use start::{Router, StartError};
+pub use settings::{Account, AuthQuery, Authentication, Console, PoolMode, Reads, Settings};
+pub use start::{Handle, Router, StartError};

@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
-use crate::positions::Consistency;
+use crate::positions::{Consistency, Reading, Token};
 use crate::routes::Reason;
 use crate::session::{Session, Status};
 use crate::wire::messages::{self, Complaint};
+use crate::wire::rows;
 
 /// What all names of these settings begin with.
 const PREFIX: &str = "antiphon.";
@@ -19,6 +20,8 @@ enum Name {
     Consistency,
     /// Where the session's last statement or transaction went, and why. It can only be shown.
     Route,
+    /// What the session's reads see at least, to be handed to another session.
+    Token,
 }
 
 /// A statement about one of them.
@@ -96,9 +99,28 @@ fn name(text: &str) -> Option<Name> {
     let known = match text.get(PREFIX.len()..)?.to_ascii_lowercase().as_str() {
         "consistency" => Name::Consistency,
         "route" => Name::Route,
+        "token" => Name::Token,
         _ => return None,
     };
     head.eq_ignore_ascii_case(PREFIX).then_some(known)
+}
+
+impl Own {
+    /// Whether it has to wait until more is known of the servers; `reading`: none if no reads go to followers.
+    pub fn waits(&self, session: &mut Session, reading: Option<&Reading>) -> bool {
+        let Some(reading) = reading else { return false };
+        match (self.name, &self.what) {
+            (Name::Token, What::Show) => {
+                session.floor.settle(reading);
+                session.floor.token().is_none()
+            }
+            // Of an epoch that this router will hear of in a moment.
+            (Name::Token, What::Set(value)) => {
+                value.parse::<Token>().is_ok_and(|token| token.epoch > reading.epoch)
+            }
+            (Name::Token, What::Reset) | (Name::Consistency | Name::Route, _) => false,
+        }
+    }
 }
 
 /// Carries a statement out: what its answer says. `standard`: the level of sessions that do not say.
@@ -121,6 +143,19 @@ fn carry_out(own: &Own, session: &mut Session) -> Result<(&'static str, Option<S
             };
             Ok(("SHOW", Some(went)))
         }
+        (Name::Token, What::Show) => {
+            let unknown = || Complaint::error("55000", "what the session wrote has no position yet");
+            Ok(("SHOW", Some(session.floor.token().ok_or_else(unknown)?.to_string())))
+        }
+        (Name::Token, What::Set(value)) => {
+            let wrong = |()| invalid("antiphon.token", value, "must be what SHOW antiphon.token gave");
+            session.floor.raise(value.parse().map_err(wrong)?);
+            Ok(("SET", None))
+        }
+        (Name::Token, What::Reset) => Err(Complaint::error(
+            "55P02",
+            "parameter \"antiphon.token\" cannot be reset: what was seen was seen",
+        )),
         (Name::Route, What::Set(_) | What::Reset) => {
             Err(Complaint::error("55P02", "parameter \"antiphon.route\" cannot be changed"))
         }
@@ -132,14 +167,13 @@ fn carry_out(own: &Own, session: &mut Session) -> Result<(&'static str, Option<S
 /// # Errors
 /// What the client is told of a wrong one.
 pub fn level(value: &str) -> Result<Consistency, Complaint> {
-    value.parse().map_err(|wrong: String| {
-        let value: String = value.chars().take(64).collect();
-        Complaint::error(
-            "22023",
-            format!("invalid value for parameter \"antiphon.consistency\": \"{value}\""),
-        )
-        .with_detail(Some(format!("It {wrong}.")))
-    })
+    value.parse().map_err(|wrong: String| invalid("antiphon.consistency", value, &wrong))
+}
+
+fn invalid(name: &str, value: &str, wrong: &str) -> Complaint {
+    let value: String = value.chars().take(64).collect();
+    let message = format!("invalid value for parameter \"{name}\": \"{value}\"");
+    Complaint::error("22023", message).with_detail(Some(format!("It {wrong}.")))
 }
 
 /// Answers a simple query.
@@ -150,7 +184,7 @@ pub fn query(own: &Own, session: &mut Session, out: &mut Vec<u8>) {
                 describe(own, out);
                 row(&value, out);
             }
-            complete(tag, out);
+            rows::complete(tag, out);
         }
         Err(complaint) => {
             messages::error(out, &complaint);
@@ -203,7 +237,7 @@ impl Round {
                 if let Some(value) = shown {
                     row(&value, out);
                 }
-                complete(tag, out);
+                rows::complete(tag, out);
                 Ok(())
             }
             b'C' => {
@@ -228,29 +262,13 @@ fn describe(own: &Own, out: &mut Vec<u8>) {
     let name = match own.name {
         Name::Consistency => "antiphon.consistency",
         Name::Route => "antiphon.route",
+        Name::Token => "antiphon.token",
     };
-    messages::put(out, b'T', |body| {
-        body.extend(1u16.to_be_bytes());
-        messages::put_text(body, name.as_bytes());
-        body.extend([0; 6]);
-        // A text, of any length, in the format of texts.
-        body.extend(25u32.to_be_bytes());
-        body.extend((-1i16).to_be_bytes());
-        body.extend((-1i32).to_be_bytes());
-        body.extend([0; 2]);
-    });
+    rows::describe(&[(name, rows::Kind::Text)], out);
 }
 
 fn row(value: &str, out: &mut Vec<u8>) {
-    messages::put(out, b'D', |body| {
-        body.extend(1u16.to_be_bytes());
-        body.extend(u32::try_from(value.len()).unwrap_or(0).to_be_bytes());
-        body.extend(value.as_bytes());
-    });
-}
-
-fn complete(tag: &str, out: &mut Vec<u8>) {
-    messages::put(out, b'C', |body| messages::put_text(body, tag.as_bytes()));
+    rows::row([Some(value)].into_iter(), out);
 }
 
 #[cfg(test)]

@@ -5,12 +5,14 @@
 //! a mark now knows: the first sample with a higher number covers all that has ended before. Positions are only
 //! compared within one epoch: a floor of an earlier one becomes "where the new leader is".
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// A sample that is older than this says nothing about whether the server is well, in milliseconds.
-const FRESH_MS: u64 = 1000;
+const FRESH_MS: u64 = 500;
 /// How long a server is left alone that refused a connection, in milliseconds.
 const BAN_MS: u64 = 500;
 
@@ -177,6 +179,34 @@ pub enum Consistency {
     Eventual,
 }
 
+/// A floor that can be handed from process to process: `epoch/LSN`, as `7/0/3000148`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// The epoch whose leader's position it is; 0 is before all of them.
+    pub epoch: u64,
+    /// The position.
+    pub lsn: u64,
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{:X}/{:X}", self.epoch, self.lsn >> 32, self.lsn & 0xffff_ffff)
+    }
+}
+
+impl FromStr for Token {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut parts = text.split('/');
+        let epoch = parts.next().and_then(|epoch| epoch.parse().ok()).ok_or(())?;
+        let mut half = || parts.next().and_then(|half| u32::from_str_radix(half, 16).ok()).ok_or(());
+        let (high, low) = (half()?, half()?);
+        let lsn = u64::from(high) << 32 | u64::from(low);
+        if parts.next().is_none() { Ok(Self { epoch, lsn }) } else { Err(()) }
+    }
+}
+
 /// From where on a session's reads may see the database.
 #[derive(Debug, Default)]
 pub struct Floor {
@@ -219,6 +249,28 @@ impl Floor {
             }
             // That server is gone or was restarted: the leader is ahead of all that it ever showed.
             None => self.open = Some(leads()),
+        }
+    }
+
+    /// The floor for another process; none before a sample has covered it. Only after [`Floor::settle`].
+    pub fn token(&self) -> Option<Token> {
+        self.open.is_none().then_some(Token { epoch: self.epoch, lsn: self.lsn })
+    }
+
+    /// The session shall see at least this, too. A token of another epoch than the floor's is not compared: where
+    /// the leader is now covers both.
+    pub fn raise(&mut self, token: Token) {
+        if token.epoch == 0 {
+            return;
+        }
+        let new = self.open.is_none() && self.lsn == 0;
+        if new {
+            (self.epoch, self.lsn) = (self.epoch.max(token.epoch), token.lsn);
+        }
+        if token.epoch == self.epoch {
+            self.lsn = self.lsn.max(token.lsn);
+        } else {
+            (self.epoch, self.lsn, self.open) = (self.epoch.max(token.epoch), 0, Some(Mark::default()));
         }
     }
 

@@ -25,10 +25,12 @@ pub enum Reason {
     Refused,
     /// No link to the chosen follower was free in time.
     Busy,
+    /// The console has paused the database: it waits.
+    Paused,
 }
 
 /// All reasons, in their order.
-const ALL: [Reason; 10] = [
+const ALL: [Reason; 11] = [
     Reason::Follower,
     Reason::Off,
     Reason::Pinned,
@@ -39,6 +41,7 @@ const ALL: [Reason; 10] = [
     Reason::NoneFarEnough,
     Reason::Refused,
     Reason::Busy,
+    Reason::Paused,
 ];
 
 impl Reason {
@@ -55,6 +58,7 @@ impl Reason {
             Self::NoneFarEnough => "none_far_enough",
             Self::Refused => "refused",
             Self::Busy => "busy",
+            Self::Paused => "paused",
         }
     }
 }
@@ -71,6 +75,11 @@ impl Routes {
         }
     }
 
+    /// How many for each reason.
+    pub fn counts(&self) -> impl Iterator<Item = (Reason, u64)> {
+        ALL.into_iter().zip(&self.0).map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
+    }
+
     /// Adds those of another.
     pub fn add(&self, other: &Self) {
         for (count, more) in self.0.iter().zip(&other.0) {
@@ -81,8 +90,7 @@ impl Routes {
 
 impl std::fmt::Display for Routes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let counts = ALL.iter().zip(&self.0).map(|(reason, count)| (reason, count.load(Ordering::Relaxed)));
-        for (place, (reason, count)) in counts.filter(|(_, count)| *count > 0).enumerate() {
+        for (place, (reason, count)) in self.counts().filter(|(_, count)| *count > 0).enumerate() {
             let between = if place == 0 { "" } else { " " };
             write!(f, "{between}{}={count}", reason.word())?;
         }

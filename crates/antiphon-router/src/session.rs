@@ -14,6 +14,7 @@ use crate::parameters::Parameters;
 use crate::positions::{Consistency, Floor};
 use crate::sql::{Effects, Pin};
 use crate::statements::{Prepared, Statement};
+use crate::stats::Tally;
 use crate::wire::messages;
 
 /// Statements that a client may have prepared at a time, and the bytes of their texts.
@@ -246,6 +247,11 @@ impl Session {
         self.names.len() <= NAMES_MAX && self.named_bytes <= NAMED_BYTES_MAX
     }
 
+    /// How many statements have a name.
+    pub fn named(&self) -> usize {
+        self.names.len()
+    }
+
     /// The client closes a statement; whether it had it.
     pub fn forget(&mut self, name: &[u8]) -> bool {
         let known = self.names.remove(name);
@@ -319,6 +325,8 @@ pub struct Link {
     pub drains: bool,
     /// An error in a round of the router's own.
     pub own_error: Option<Farewell>,
+    /// What its messages amounted to, not counted yet.
+    pub tally: Tally,
 }
 
 impl Link {
@@ -334,7 +342,21 @@ impl Link {
             copies_in: false,
             drains: false,
             own_error: None,
+            tally: Tally::default(),
         }
+    }
+
+    /// Tells the server a statement under our name, and closes another one if there are too many.
+    pub fn prepare(&mut self, statement: &Arc<Statement>, out: &mut Vec<u8>) {
+        self.tally.server_parses += 1;
+        if let Some(oldest) = self.prepared.add(statement) {
+            messages::close_statement(out, oldest.name.as_bytes());
+            self.answers.expect(Expected::CloseOfOurs);
+        }
+        messages::put(out, b'P', |body| {
+            messages::put_text(body, statement.name.as_bytes());
+            body.extend_from_slice(&statement.text);
+        });
     }
 
     /// Makes this link the session's: what must be sent before the session's own messages.

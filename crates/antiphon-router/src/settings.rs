@@ -20,6 +20,8 @@ pub struct Settings {
     pub scope: Option<String>,
     /// Threads that carry traffic, 1 to 64.
     pub threads: u16,
+    /// How long a session keeps a link.
+    pub pool_mode: PoolMode,
     /// Links to a server for each user and database, over all threads.
     pub pool_size: u32,
     /// Clients at a time.
@@ -32,6 +34,46 @@ pub struct Settings {
     pub authentication: Authentication,
     /// How reads go to followers; none if all goes to the leader.
     pub reads: Option<Reads>,
+    /// Who may use the console.
+    pub console: Console,
+    /// How a point in time is shown, in seconds since 1970.
+    pub show_time: fn(u64) -> String,
+}
+
+/// Who may use the console; with nobody there is none, and its databases are like any other.
+#[derive(Clone, Debug, Default)]
+pub struct Console {
+    /// Users who may do everything.
+    pub admins: Vec<String>,
+    /// Users who may look.
+    pub viewers: Vec<String>,
+}
+
+impl Console {
+    /// Whether there is a console.
+    pub fn is_there(&self) -> bool {
+        !self.admins.is_empty() || !self.viewers.is_empty()
+    }
+}
+
+/// How long a session keeps a link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PoolMode {
+    /// To the end of its transaction, or longer if it has left something there.
+    #[default]
+    Transaction,
+    /// To its own end.
+    Session,
+}
+
+impl PoolMode {
+    /// Its name.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Transaction => "transaction",
+            Self::Session => "session",
+        }
+    }
 }
 
 /// How reads go to followers.

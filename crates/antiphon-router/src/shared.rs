@@ -11,6 +11,8 @@ use mio::Waker;
 use tokio::sync::mpsc;
 
 use crate::catalogues::Catalogues;
+use crate::gates::Gates;
+use crate::orders::Order;
 use crate::pace::Pace;
 use crate::positions::Reading;
 use crate::routes::Routes;
@@ -91,6 +93,12 @@ pub enum Note {
     },
     /// A cancel request for this link has been dealt with: its place and serial number.
     Cancelled(usize, u64),
+    /// The router is about to end.
+    Drain,
+    /// All threads shall do this.
+    Order(Arc<Order>),
+    /// All threads have done what a client of this one wants.
+    Ordered(Arc<Order>),
 }
 
 /// Something for the control task.
@@ -213,12 +221,16 @@ pub struct Shared {
     pub clients: AtomicUsize,
     /// The router ends.
     pub ends: AtomicBool,
+    /// It is about to: nobody is let in, and who is done goes.
+    pub drains: AtomicBool,
     /// What impossible verifiers are made of.
     pub secret: [u8; 32],
     /// How often servers are sampled.
     pub pace: Pace,
     /// What names mean.
     pub catalogues: Catalogues,
+    /// What the console has closed.
+    pub gates: Gates,
     began: Instant,
     target: Mutex<(Target, Arc<Reading>)>,
     verifiers: RwLock<HashMap<String, (Option<Verifier>, Instant)>>,
@@ -239,9 +251,11 @@ impl Shared {
             control,
             clients: AtomicUsize::new(0),
             ends: AtomicBool::new(false),
+            drains: AtomicBool::new(false),
             secret,
             pace: Pace::default(),
             catalogues: Catalogues::default(),
+            gates: Gates::default(),
             began: Instant::now(),
             target: Mutex::default(),
             verifiers: RwLock::default(),
@@ -271,6 +285,12 @@ impl Shared {
         let sum = Routes::default();
         self.threads.iter().for_each(|inbox| sum.add(&inbox.routes));
         sum
+    }
+
+    /// Has every thread carry out an order.
+    pub fn order(&self, order: Order) {
+        let order = Arc::new(order);
+        self.tell_all(|| Note::Order(order.clone()));
     }
 
     /// Hands a note to every thread.

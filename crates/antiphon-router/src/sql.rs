@@ -39,6 +39,25 @@ pub enum Pin {
     Other,
     /// A text too long to look through.
     Oversize,
+    /// Nothing in particular: in session mode every session keeps its link.
+    SessionMode,
+}
+
+impl Pin {
+    /// A word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Setting => "setting",
+            Self::Listen => "listen",
+            Self::Temporary => "temporary",
+            Self::Prepared => "prepare",
+            Self::Cursor => "cursor",
+            Self::AdvisoryLock => "advisory_lock",
+            Self::Other => "other",
+            Self::Oversize => "oversize",
+            Self::SessionMode => "session_mode",
+        }
+    }
 }
 
 /// CREATE OR REPLACE LOCAL TEMPORARY: after so many words nothing is said to be temporary.

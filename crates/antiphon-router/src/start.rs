@@ -2,22 +2,29 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use mio::net::TcpListener;
 use mio::{Poll, Waker};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
-use crate::control;
+use crate::orders::{Asker, Order, What};
 use crate::settings::Settings;
 use crate::shared::{Inbox, Note, Shared};
 use crate::worker::{WAKE, Worker};
+use crate::{control, metrics};
 
 /// Connections that wait to be accepted, for each thread.
 const BACKLOG: i32 = 1024;
+/// How long all threads may take to tell of themselves.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
+/// How often it is looked whether all clients have gone.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
 /// Questions that wait for the control task.
 const ASKS_MAX: usize = 4096;
 
@@ -46,7 +53,31 @@ pub struct Router {
     control: JoinHandle<()>,
 }
 
+#[derive(Clone)]
 struct SharedRouter(Arc<Shared>);
+
+/// What asks a running router. Once the router has ended it has nothing to tell.
+#[derive(Clone, Debug)]
+pub struct Handle(SharedRouter);
+
+impl Handle {
+    /// The page of metrics; none if the router ends.
+    pub async fn metrics(&self) -> Option<String> {
+        let shared = &self.0.0;
+        let (answer, told) = oneshot::channel();
+        let asker = Asker::Task(Mutex::new(Some(answer)));
+        shared.order(Order::new(What::Tell, asker, shared.threads.len()));
+        let told = timeout(TOLD_WITHIN, told).await.ok()?.ok()?;
+        let ((target, reading), routes) = (shared.target(), shared.routes());
+        let facts = metrics::Facts { target, reading: &reading, routes: &routes, now_ms: shared.clock_ms() };
+        Some(metrics::page(&told, &facts))
+    }
+
+    /// Whether a leader is known that serves.
+    pub fn has_leader(&self) -> bool {
+        self.0.0.target().0.leader.is_some()
+    }
+}
 
 impl std::fmt::Debug for SharedRouter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -55,6 +86,28 @@ impl std::fmt::Debug for SharedRouter {
 }
 
 impl Router {
+    /// Lets nobody in any more, and closes each client when its transaction has ended. Returns when all have gone,
+    /// or after `within`. Another router that listens at the same addresses gets who comes from now on.
+    pub async fn drain(&self, within: Duration) {
+        let shared = &self.shared.0;
+        shared.drains.store(true, Ordering::SeqCst);
+        shared.tell_all(|| Note::Drain);
+        let all_gone = async {
+            while shared.clients.load(Ordering::SeqCst) > 0 {
+                sleep(DRAIN_LOOK).await;
+            }
+        };
+        if timeout(within, all_gone).await.is_err() {
+            let left = shared.clients.load(Ordering::SeqCst);
+            tracing::info!(left, "clients were not done within {within:?}; they are closed");
+        }
+    }
+
+    /// What asks it.
+    pub fn handle(&self) -> Handle {
+        Handle(self.shared.clone())
+    }
+
     /// Starts the threads, and the control task on the runtime at hand.
     ///
     /// # Errors

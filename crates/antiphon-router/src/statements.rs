@@ -107,6 +107,16 @@ impl Prepared {
         self.used.remove(&id);
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.used.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.used.is_empty()
+    }
+
     /// The server has forgotten all of them.
     pub fn clear(&mut self) {
         self.used.clear();

@@ -9,9 +9,11 @@ use crate::answers::Expected;
 use crate::judge::{Class, Judge};
 use crate::out::Out;
 use crate::own;
+use crate::positions::Reading;
 use crate::session::{Link, Lost, Reads, Rest, Session, Status};
 use crate::sql::{self, Effects, Pin};
 use crate::statements::{Statement, Statements};
+use crate::stats::Tally;
 use crate::wire::messages::{self, Complaint};
 use crate::wire::{self, Frame, HEADER_BYTES, fields};
 
@@ -31,6 +33,8 @@ pub enum Stop {
     Link,
     /// What was sent to a follower must be answered before the rest is looked at.
     Busy,
+    /// More must be known of the servers before the router can answer.
+    Unsettled,
     /// The router has answered something itself; there may be more.
     Answered,
     /// The transaction that only reads must go on at the leader, and can.
@@ -54,6 +58,8 @@ pub struct Upstream<'a> {
     pub statements: &'a mut Statements,
     /// What may be done with texts of the session's database.
     pub judge: &'a mut Judge,
+    /// The servers as reads see them; none if no reads go to followers.
+    pub reading: Option<&'a Reading>,
     /// What was read.
     pub input: &'a [u8],
     /// What the server is sent.
@@ -154,6 +160,9 @@ impl Upstream<'_> {
         if self.session.due > 0 {
             // Answers come in the order of the questions.
             return Some(Err(Stop::Busy));
+        }
+        if own.waits(self.session, self.reading) {
+            return Some(Err(Stop::Unsettled));
         }
         if kind != b'Q' {
             return self.begin_own(kind, body?);
@@ -306,8 +315,8 @@ impl Upstream<'_> {
         let whole = rest.get(HEADER_BYTES..bytes);
         match kind {
             b'Q' => self.query(bytes, at, whole),
-            b'P' => self.parse(bytes, at, whole),
-            b'B' => self.bind(bytes, at, rest),
+            b'P' => self.parse(bytes, at, whole).inspect(|_| self.count(|tally| tally.parses += 1)),
+            b'B' => self.bind(bytes, at, rest).inspect(|_| self.count(|tally| tally.binds += 1)),
             b'D' | b'C' => self.describe_or_close(kind, bytes, at, whole.ok_or(Stop::More)?),
             b'S' => {
                 whole.ok_or(Stop::More)?;
@@ -339,7 +348,15 @@ impl Upstream<'_> {
 
     fn expect(&mut self, answer: Expected) {
         if let Some(link) = self.link.as_deref_mut() {
+            let parses = matches!(answer, Expected::Parse(_) | Expected::ParseOfOurs(_));
+            link.tally.server_parses += u32::from(parses);
             link.answers.expect(answer);
+        }
+    }
+
+    fn count(&mut self, of: fn(&mut Tally)) {
+        if let Some(link) = self.link.as_deref_mut() {
+            of(&mut link.tally);
         }
     }
 
@@ -451,7 +468,7 @@ impl Upstream<'_> {
             messages::close_statement(out, NO_STATEMENT);
             link.answers.expect(Expected::CloseAsParse);
         } else {
-            prepare(link, &statement, out);
+            link.prepare(&statement, out);
             link.answers.expect(Expected::Parse(Some(statement.id)));
         }
         Ok(bytes)
@@ -538,7 +555,7 @@ impl Upstream<'_> {
         self.sends(statement.effects);
         let Some(link) = self.link.as_deref_mut() else { return };
         if !link.prepared.has(statement.id) {
-            prepare(link, statement, self.out.put(self.input));
+            link.prepare(statement, self.out.put(self.input));
             link.answers.expect(Expected::ParseOfOurs(Some(statement.id)));
         }
     }
@@ -580,16 +597,4 @@ fn close(body: &[u8]) -> Result<(u8, &[u8]), Stop> {
 
 fn refuse(message: impl Into<String>) -> Stop {
     Stop::Refuse(Complaint::fatal("08P01", message))
-}
-
-/// Tells a server a statement under our name, and closes another one if there are too many.
-fn prepare(link: &mut Link, statement: &std::sync::Arc<Statement>, out: &mut Vec<u8>) {
-    if let Some(oldest) = link.prepared.add(statement) {
-        messages::close_statement(out, oldest.name.as_bytes());
-        link.answers.expect(Expected::CloseOfOurs);
-    }
-    messages::put(out, b'P', |body| {
-        messages::put_text(body, statement.name.as_bytes());
-        body.extend_from_slice(&statement.text);
-    });
 }

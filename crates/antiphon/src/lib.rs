@@ -8,3 +8,4 @@ pub mod demo;
 pub mod node;
 mod resources;
 pub mod router;
+pub mod systemd;

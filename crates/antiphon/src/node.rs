@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use antiphon_core::ha::cluster::Request;
 use antiphon_core::ha::role::Role;
 use antiphon_core::ha::world::{Local, Server, StopMode};
 use antiphon_engine::{Engine, Work};
+use antiphon_router::Router;
 use antiphon_store::{Expect, Store, Transaction};
 use antiphon_tls::Clients;
 use anyhow::Context;
@@ -32,6 +32,7 @@ use crate::api;
 use crate::config::{self, LogConfig, LogFormat, LogLevel, NodeConfig, RouterFile, StoreConfig};
 use crate::resources;
 use crate::router;
+use crate::systemd::notify;
 
 /// How long a leader that ends waits for a successor.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(15);
@@ -201,8 +202,14 @@ fn serve(file: &Path, config: &NodeConfig, router: Option<&RouterFile>) -> anyho
             include_members: config.restapi.allowlist_include_members,
             certificates: config.restapi.tls.as_ref().is_some_and(|tls| tls.clients != Clients::NotAsked),
         };
-        let api =
-            api::Api::new(shown.clone(), commands.clone(), store.clone(), access, config.dynamic_commands());
+        let api = api::Api::new(
+            shown.clone(),
+            commands.clone(),
+            store.clone(),
+            access,
+            config.dynamic_commands(),
+            router.as_ref().map(Router::handle),
+        );
         let (api_stop, api_stopped) = oneshot::channel::<()>();
         let serving = tokio::spawn(api::serve(listener, certificates.api, api, async move {
             let _ = api_stopped.await;
@@ -214,7 +221,12 @@ fn serve(file: &Path, config: &NodeConfig, router: Option<&RouterFile>) -> anyho
             () = until_told(&commands) => {
                 notify("STOPPING=1");
                 tokio::select! {
-                    () = end(&config.name, shown, store, engine, &stop, &mut agent) => Ok(()),
+                    () = async {
+                        end(&config.name, shown, store, engine, &stop, &mut agent).await;
+                        if let Some(router) = &router {
+                            router.drain(router::DRAIN_PATIENCE).await;
+                        }
+                    } => Ok(()),
                     () = told_again() => {
                         tracing::warn!("told twice: ending at once, the server is left running");
                         Ok(())
@@ -387,21 +399,5 @@ fn mode_after(waited: Duration) -> StopMode {
         StopMode::Immediate
     } else {
         StopMode::Fast
-    }
-}
-
-/// Tells systemd, if it asked to be told (see sd_notify(3)).
-fn notify(state: &str) {
-    let Ok(socket) = std::env::var("NOTIFY_SOCKET") else { return };
-    let sent = UnixDatagram::unbound().and_then(|datagram| match socket.strip_prefix('@') {
-        Some(name) => {
-            use std::os::linux::net::SocketAddrExt;
-            let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-            datagram.send_to_addr(state.as_bytes(), &address)
-        }
-        None => datagram.send_to(state.as_bytes(), &socket),
-    });
-    if let Err(error) = sent {
-        tracing::warn!(%error, "could not notify systemd");
     }
 }

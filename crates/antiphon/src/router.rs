@@ -1,15 +1,23 @@
 //! Running the router: beside a member, or alone when its file has nothing else.
 //!
 //! Alone it is a plain process: it keeps nothing on disk, needs no user of its own and ends at SIGTERM or SIGINT,
-//! which closes its clients. It is told what its file says and reads no file itself.
+//! which closes each client when its transaction has ended; a second one closes all at once. It is told what its
+//! file says and reads no file itself.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
 
-use antiphon_router::{Account, AuthQuery, Authentication, Reads, Router, Settings};
+use antiphon_router::{Account, AuthQuery, Authentication, Console, Reads, Router, Settings};
 use anyhow::Context;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::api::{self, RouterApi, datetime};
 use crate::config::{Listen, RouterAuthentication, RouterFile};
+use crate::systemd::notify;
+
+/// How long transactions that are open may take to end when the router does.
+pub const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Starts the router on the runtime at hand.
 ///
@@ -37,16 +45,19 @@ pub fn start(file: &RouterFile) -> anyhow::Result<Router> {
         causal_wait: reads.causal_wait,
     });
     let settings = Settings {
-        listen: addresses(&config.listen)?,
+        listen: addresses(&config.listen, "listen")?,
         agents: config.agents.iter().map(ToString::to_string).collect(),
         scope: file.scope.clone(),
         threads: config.threads.unwrap_or_else(|| u16::try_from(processors).unwrap_or(64)).min(64),
+        pool_mode: config.pool_mode,
         pool_size: config.pool_size,
         clients_max: config.clients_max,
         failover_hold: config.failover_hold,
         login_timeout: config.login_timeout,
         authentication,
         reads,
+        console: Console { admins: config.admin_users.clone(), viewers: config.stats_users.clone() },
+        show_time: datetime::format,
     };
     let threads = settings.threads;
     let router = Router::start(settings)?;
@@ -68,21 +79,36 @@ pub fn alone(file: &RouterFile) -> anyhow::Result<()> {
         let mut term = signal(SignalKind::terminate()).context("signals cannot be received")?;
         let mut int = signal(SignalKind::interrupt()).context("signals cannot be received")?;
         let router = start(file)?;
+        if let Some(listen) = &file.router.http {
+            let api = RouterApi::new(router.handle());
+            for address in addresses(listen, "http_listen")? {
+                let listener = TcpListener::bind(address).await;
+                let listener = listener
+                    .with_context(|| format!("could not listen at {address} (router.http_listen)"))?;
+                tokio::spawn(api::serve(listener, None, api.clone(), std::future::pending()));
+            }
+        }
+        notify("READY=1");
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
-        drop(router);
+        notify("STOPPING=1");
+        tokio::select! {
+            () = router.drain(DRAIN_PATIENCE) => {}
+            _ = term.recv() => tracing::warn!("told twice: ending at once"),
+            _ = int.recv() => tracing::warn!("told twice: ending at once"),
+        }
         Ok(())
     })
 }
 
-fn addresses(listen: &Listen) -> anyhow::Result<Vec<SocketAddr>> {
+fn addresses(listen: &Listen, key: &str) -> anyhow::Result<Vec<SocketAddr>> {
     let mut addresses = Vec::new();
     for host in &listen.hosts {
         let host = if host == "*" { "0.0.0.0" } else { host };
         let found = (host, listen.port).to_socket_addrs();
-        addresses.extend(found.with_context(|| format!("{host} has no address (router.listen)"))?.take(1));
+        addresses.extend(found.with_context(|| format!("{host} has no address (router.{key})"))?.take(1));
     }
     Ok(addresses)
 }

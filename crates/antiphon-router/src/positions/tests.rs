@@ -250,3 +250,59 @@ fn no_history_of_six_steps_shows_a_session_less_than_it_saw() {
         }
     }
 }
+
+#[test]
+fn a_token_lets_another_session_see_what_this_one_wrote_and_no_more_than_that_is_waited_for() {
+    let mut world = World::new(2);
+    world.sample(0, 90);
+    world.sample(1, 100);
+    world.write();
+    world.floor.settle(&world.reading);
+    assert_eq!(world.floor.token(), None, "no sample has been begun since");
+    world.sample_leader(95);
+    world.floor.settle(&world.reading);
+    let token = world.floor.token().unwrap();
+    assert_eq!((token, token.to_string().parse()), (Token { epoch: 1, lsn: 95 }, Ok(token)));
+    // The leader goes on; who has the token need not see that.
+    world.sample_leader(500);
+    world.floor = Floor::default();
+    world.floor.raise(token);
+    assert_eq!(world.may_read(), Some(1));
+    world.floor.raise(Token { epoch: 1, lsn: 101 });
+    assert_eq!(world.may_read(), None, "the higher one counts");
+    world.floor.raise(token);
+    assert_eq!(world.may_read(), None);
+}
+
+#[test]
+fn a_token_of_an_epoch_that_is_over_becomes_where_the_new_leader_is() {
+    let mut world = World::new(1);
+    world.reading.epoch = 2;
+    world.sample(0, 40);
+    world.sample_leader(50);
+    // What its leader had written beyond the others is gone.
+    world.floor.raise(Token { epoch: 1, lsn: 900 });
+    assert_eq!(world.may_read(), None);
+    world.sample_leader(60);
+    world.sample(0, 59);
+    assert_eq!(world.may_read(), None);
+    world.sample(0, 60);
+    assert_eq!(world.may_read(), Some(0));
+    // And one of an earlier epoch than the session's own floor.
+    world.floor.raise(Token { epoch: 1, lsn: 900 });
+    assert_eq!(world.may_read(), None);
+    world.sample_leader(70);
+    assert_eq!(world.may_read(), None);
+    world.floor.raise(Token { epoch: 0, lsn: 900 });
+    world.sample(0, 70);
+    assert_eq!(world.may_read(), Some(0));
+}
+
+#[test]
+fn only_what_was_given_is_a_token() {
+    for text in ["", "1", "1/2", "1/2/3/4", "x/2/3", "1/2/100000000", "1/-2/3", "-1/2/3"] {
+        assert!(text.parse::<Token>().is_err(), "{text}");
+    }
+    assert_eq!("7/0/3000148".parse(), Ok(Token { epoch: 7, lsn: 0x300_0148 }));
+    assert_eq!(Token { epoch: 7, lsn: u64::MAX }.to_string(), "7/FFFFFFFF/FFFFFFFF");
+}

@@ -52,6 +52,7 @@ impl Play {
             link: self.link.as_mut(),
             statements: &mut self.statements,
             judge: &mut self.judge,
+            reading: None,
             input,
             out: &mut out,
             replies: &mut self.replies,

@@ -2,11 +2,12 @@
 //!
 //! Pure. A message is its kind (one byte) and its length (four, which count themselves); only those five bytes
 //! are read of what is passed on. `startup` reads the packets before that format begins, `messages` writes the
-//! few that the router says itself, `fields` looks into the few that it must understand. Nothing here reads a
-//! socket or keeps state.
+//! few that the router says itself, `rows` its own results, `fields` looks into the few that it must understand.
+//! Nothing here reads a socket or keeps state.
 
 pub mod fields;
 pub mod messages;
+pub mod rows;
 pub mod startup;
 
 /// Bytes before a message's body: its kind and its length.

@@ -6,11 +6,13 @@ use std::time::Instant;
 
 use mio::net::TcpStream;
 
+use super::console::Console;
 use crate::positions::{Follower, Reading};
 use crate::routes::Reason;
 use crate::scram::Exchange;
 use crate::session::{Reads, Session};
 use crate::shared::ClientId;
+use crate::stats::Asked;
 
 /// What is known of a client before it has a session.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +40,8 @@ pub enum Phase {
     Greeting(Box<Wish>),
     /// It has a session.
     Session,
+    /// It uses the console.
+    Console(Box<Console>),
 }
 
 /// What a session uses its link for.
@@ -69,6 +73,8 @@ pub struct Client {
     pub stream: TcpStream,
     /// Unlike that of any other client of the thread.
     pub serial: u64,
+    /// When it came.
+    pub since: Instant,
     /// How far it has come.
     pub phase: Phase,
     /// Its session; of no meaning before it has one.
@@ -81,6 +87,8 @@ pub struct Client {
     pub fresh_link: bool,
     /// What its session does there.
     pub errand: Errand,
+    /// What it waits for at a server.
+    pub asked: Asked,
     /// It waits for a link.
     pub waits: bool,
     /// Until when its next read may wait for a position; none if it has not waited.
@@ -114,6 +122,7 @@ impl Client {
     pub fn leave_link(&mut self, reading: &Reading) {
         self.link = None;
         self.fresh_link = false;
+        self.asked.forget();
         let session = &mut self.session;
         match std::mem::replace(&mut self.errand, Errand::Nothing) {
             Errand::Nothing => {}

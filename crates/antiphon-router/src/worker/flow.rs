@@ -80,7 +80,10 @@ impl Worker {
         let waited = !client.out.is_empty();
         match flush(&mut client.stream, &mut client.out) {
             Ok(true) if client.leaves => self.work.push_back(Work::Close(slot, client.serial)),
-            Ok(true) if waited => self.work.extend(client.link.map(Work::Link)),
+            Ok(true) if waited => {
+                self.work.extend(client.link.map(Work::Link));
+                self.leave_if_done(slot);
+            }
             Ok(_) => {}
             Err(_) => self.work.push_back(Work::Close(slot, client.serial)),
         }
@@ -134,7 +137,11 @@ impl Worker {
     pub(super) fn pump_client(&mut self, slot: usize) {
         loop {
             let Some(client) = self.clients.get_mut(slot) else { return };
-            let at_work = !matches!(client.phase, Phase::Lookup(_) | Phase::Greeting(_));
+            let at_work = match &client.phase {
+                Phase::Lookup(_) | Phase::Greeting(_) => false,
+                Phase::Console(console) => !console.is_at_work(),
+                Phase::Opening(_) | Phase::Sasl(_) | Phase::Proof(_) | Phase::Session => true,
+            };
             let held = client.waits || client.busy;
             if held || client.leaves || !at_work || !client.out.is_empty() {
                 // One that has gone is not served any more; what it sent before it went does not matter.
@@ -188,6 +195,7 @@ impl Worker {
             let go_on = match client.phase {
                 Phase::Session => self.session_bytes(slot, rest, &mut at),
                 _ if rest.is_empty() => false,
+                Phase::Console(_) => self.console_bytes(slot, rest, &mut at),
                 _ => self.login_bytes(slot, rest, &mut at),
             };
             if !go_on {
@@ -213,14 +221,19 @@ impl Worker {
             link: link.as_mut().map(|link| &mut link.wire),
             statements: &mut self.statements,
             judge: judge_of(&mut self.judges, &self.pools, client.pool),
+            reading: self.shared.settings.reads.as_ref().map(|_| &*self.reading),
             input,
             out: &mut self.out,
             replies: &mut self.replies,
         }
         .run();
         *at += moved;
+        if let Some(pool) = self.pools.get_mut(client.pool) {
+            pool.stats.counts.received += moved as u64;
+        }
         if let Some(link) = link {
             client.session.again.sent(input.get(..moved).unwrap_or_default());
+            client.asked.sent(client.session.in_flight(), self.now);
             let bytes = self.out.finish(input);
             if !bytes.is_empty() && write(&mut link.stream, &mut link.out, bytes).is_err() {
                 // What the server said before it went is still to be read, and says what became of this.
@@ -235,7 +248,11 @@ impl Worker {
         }
         match stop {
             Stop::More => false,
-            Stop::Answered => true,
+            Stop::Answered => {
+                self.settled(slot);
+                true
+            }
+            Stop::Unsettled => self.unsettled(slot),
             Stop::Link => self.attach(slot, input.get(moved..).unwrap_or_default()),
             Stop::Busy => {
                 if let Some(client) = self.clients.get_mut(slot) {
@@ -329,7 +346,12 @@ impl Worker {
             return self.repeat_at_leader(slot, refusal);
         }
         let bytes = self.out.finish(input);
+        let tally = std::mem::take(&mut link.wire.tally);
         if let Some(to) = to.filter(|_| !bytes.is_empty()) {
+            if let Some(pool) = self.pools.get_mut(link.pool) {
+                let in_flight = to.session.in_flight();
+                pool.stats.answered(&mut to.asked, tally, bytes.len(), in_flight, self.now);
+            }
             to.session.again.never();
             if write(&mut to.stream, &mut to.out, bytes).is_err() {
                 self.work.extend(client.map(|slot| Work::Close(slot, to.serial)));

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use mio::net::TcpStream;
 
@@ -32,8 +33,12 @@ pub struct ServerLink {
     pub pool: usize,
     /// Whose link it is, in every thread.
     pub key_of: PoolKey,
+    /// When it was opened.
+    pub since: Instant,
     /// The epoch that it was opened in.
     pub epoch: u64,
+    /// How often links had to be made anew when it was opened.
+    pub renewals: u64,
     /// Its server.
     pub server: SocketAddr,
     /// What it is good for.

@@ -9,8 +9,9 @@ use crate::own;
 use crate::parameters::{self, Parameters};
 use crate::scram::{self, Exchange, NONCE_BYTES, ScramError, Verifier};
 use crate::session::{Farewell, Session};
-use crate::settings::Authentication;
+use crate::settings::{Authentication, PoolMode};
 use crate::shared::{Ask, ClientId, Note, Place, PoolKey, lock};
+use crate::sql::Pin;
 use crate::wire::messages::{self, Complaint, Severity};
 use crate::wire::startup::{self, NEWEST_MINOR, Opening, Start};
 use crate::wire::{self, Frame, HEADER_BYTES, fields};
@@ -43,7 +44,7 @@ impl Worker {
         let done = match client.phase {
             Phase::Opening(asked) => self.open(slot, asked, input, at),
             Phase::Sasl(_) | Phase::Proof(_) => self.password(slot, input, at),
-            Phase::Lookup(_) | Phase::Greeting(_) | Phase::Session => return false,
+            Phase::Lookup(_) | Phase::Greeting(_) | Phase::Session | Phase::Console(_) => return false,
         };
         match done {
             Ok(go_on) => go_on,
@@ -117,6 +118,8 @@ impl Worker {
             client.session = Session::new(parameters);
             client.session.standard = asked.unwrap_or(standard);
             client.session.consistency = client.session.standard;
+            let keeps = self.shared.settings.pool_mode == PoolMode::Session;
+            client.session.pinned = keeps.then_some(Pin::SessionMode);
         }
         self.identify(slot, wish);
         Ok(())
@@ -176,7 +179,7 @@ impl Worker {
     }
 
     /// Goes on with what a client has sent meanwhile.
-    fn resume(&mut self, slot: usize) {
+    pub(super) fn resume(&mut self, slot: usize) {
         if let Some(client) = self.clients.get_mut(slot) {
             client.resumes = true;
             self.work.push_back(Work::Client(slot));
@@ -232,6 +235,13 @@ impl Worker {
 
     /// The client is who it says: it gets its session as soon as a server has told of itself.
     fn greet(&mut self, slot: usize, wish: Wish) {
+        if self.wants_console(&wish) {
+            return self.open_console(slot, &wish);
+        }
+        if self.shared.gates.of(&wish.database).is_disabled() {
+            let message = format!("database \"{}\" is disabled at the router", wish.database);
+            return self.dismiss(slot, &Complaint::fatal("57P03", message));
+        }
         let Some(pool) = self.pool_of(&wish) else {
             return self.dismiss(slot, &Complaint::fatal("53300", "too many pools"));
         };

@@ -5,6 +5,8 @@
 //! may block; what takes long (names, look-ups, cancel requests) is the control task's.
 
 pub mod client;
+mod console;
+mod drain;
 mod ends;
 mod flow;
 pub mod link;
@@ -12,6 +14,8 @@ mod login;
 mod openings;
 mod pools;
 mod reads;
+mod tell;
+mod tokens;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -31,7 +35,7 @@ use crate::positions::Reading;
 use crate::session::Session;
 use crate::shared::{ClientId, Note, PoolKey, Shared, Target};
 use crate::statements::Statements;
-use crate::wire::messages::Complaint;
+use crate::stats::Asked;
 
 use client::{Client, Errand, Phase};
 use link::ServerLink;
@@ -102,6 +106,10 @@ pub struct Worker {
     /// Logins of links likewise.
     openings: VecDeque<(Instant, usize, u64)>,
     accepts_at: Option<Instant>,
+    /// Clients of the console that wait until a database is at rest, and when it is looked at again.
+    pausing: VecDeque<(Instant, ClientId)>,
+    /// Clients that are answered when more is known of the servers, and until when they wait for that.
+    unsettled: VecDeque<(Instant, ClientId)>,
 }
 
 impl Worker {
@@ -146,6 +154,8 @@ impl Worker {
             logins: VecDeque::new(),
             openings: VecDeque::new(),
             accepts_at: None,
+            pausing: VecDeque::new(),
+            unsettled: VecDeque::new(),
         })
     }
 
@@ -178,7 +188,7 @@ impl Worker {
             }
             self.timers();
         }
-        let farewell = Complaint::fatal("57P01", "the router is ending");
+        let farewell = drain::farewell();
         for slot in self.clients.iter().map(|(slot, _)| slot).collect::<Vec<_>>() {
             self.dismiss(slot, &farewell);
         }
@@ -223,7 +233,10 @@ impl Worker {
         {
             match note {
                 Note::Target => self.retarget(),
-                Note::Positions => self.serve_late(),
+                Note::Positions => {
+                    self.serve_late();
+                    self.look_at_unsettled();
+                }
                 Note::Catalogue(database, catalogue) => self.learn(&database, catalogue),
                 Note::User(client, found) => self.looked_up(client, found),
                 Note::Wanted(key) => self.wanted(&key),
@@ -231,6 +244,9 @@ impl Worker {
                 Note::Link(link) => self.adopt(*link),
                 Note::Cancel { process, key } => self.cancel(process, &key),
                 Note::Cancelled(slot, serial) => self.cancelled(slot, serial),
+                Note::Drain => self.drain(),
+                Note::Order(order) => self.obey(&order),
+                Note::Ordered(order) => self.ordered(&order),
             }
             self.do_work();
         }
@@ -276,12 +292,14 @@ impl Worker {
         let client = Client {
             stream,
             serial: self.serial,
+            since: self.now,
             phase: Phase::Opening(0),
             session: Session::new(self.defaults.clone()),
             pool: 0,
             link: None,
             fresh_link: false,
             errand: Errand::Nothing,
+            asked: Asked::default(),
             waits: false,
             wait_until: None,
             detour: None,
@@ -306,7 +324,10 @@ impl Worker {
         let logins = self.logins.front().map(|(due, _)| *due);
         let openings = self.openings.front().map(|(due, ..)| *due);
         let late = self.late.front().map(|(due, _)| *due);
-        waits.chain(logins).chain(openings).chain(late).chain(self.accepts_at).min()
+        let pausing = self.pausing.front().map(|(due, _)| *due);
+        let unsettled = self.unsettled.front().map(|(due, _)| *due);
+        let queues = [logins, openings, late, pausing, unsettled, self.accepts_at];
+        waits.chain(queues.into_iter().flatten()).min()
     }
 
     fn timers(&mut self) {
@@ -315,8 +336,9 @@ impl Worker {
         }
         while let Some((due, id)) = self.logins.front().copied().filter(|(due, _)| *due <= self.now) {
             self.logins.pop_front();
-            let late =
-                |client: &Client| client.serial == id.serial && !matches!(client.phase, Phase::Session);
+            let late = |client: &Client| {
+                client.serial == id.serial && !matches!(client.phase, Phase::Session | Phase::Console(_))
+            };
             if self.clients.get(id.slot).is_some_and(late) {
                 tracing::debug!(?due, "a client did not log in in time");
                 self.close_client(id.slot, id.serial);
@@ -334,9 +356,13 @@ impl Worker {
             }
         }
         self.serve_pools();
+        self.look_at_pauses();
         self.leave_silent();
         if self.late.front().is_some_and(|(due, _)| *due <= self.now) {
             self.serve_late();
+        }
+        if self.unsettled.front().is_some_and(|(due, _)| *due <= self.now) {
+            self.look_at_unsettled();
         }
         self.do_work();
     }

@@ -12,6 +12,7 @@ use mio::{Interest, Token};
 
 use super::client::{Client, Phase};
 use super::link::{ServerLink, Stage};
+use super::pools::Waiter;
 use super::{LINK, Work, Worker};
 use crate::login::ServerLogin;
 use crate::routes::Reason;
@@ -64,7 +65,9 @@ impl Worker {
             serial: self.serial,
             pool: number,
             key_of: pool.key.clone(),
+            since: self.now,
             epoch: self.target.epoch,
+            renewals: self.shared.gates.renewals(&pool.gate),
             server,
             stage: Stage::Login(Box::new(ServerLogin::new(credentials, nonce))),
             wire: Link::new(self.defaults.clone()),
@@ -101,7 +104,7 @@ impl Worker {
         let Some(pool) = self.pools.get_mut(number) else { return };
         pool.opening = pool.opening.saturating_sub(1);
         *lock(&pool.budget.greeting) = Some(Arc::new(greeting));
-        for (id, _) in std::mem::take(&mut pool.greeting) {
+        for Waiter { client: id, .. } in std::mem::take(&mut pool.greeting) {
             let waits =
                 |client: &Client| client.serial == id.serial && matches!(client.phase, Phase::Greeting(_));
             if self.clients.get(id.slot).is_some_and(waits) {
@@ -138,8 +141,8 @@ impl Worker {
         let waiting = std::mem::take(&mut pool.waiting).into_iter().chain(std::mem::take(&mut pool.greeting));
         let complaint = Complaint::fatal("28000", "the server did not let this user in")
             .with_detail(Some(format!("The server said: {} ({})", why.message, why.code)));
-        for (id, _) in waiting.collect::<Vec<_>>() {
-            self.give_up_waiting(id, &complaint);
+        for waiter in waiting.collect::<Vec<_>>() {
+            self.give_up_waiting(waiter.client, &complaint);
         }
     }
 }

@@ -15,16 +15,29 @@ use mio::{Interest, Token};
 use super::client::{Phase, Wish};
 use super::link::{Idle, ServerLink, Stage};
 use super::{LINK, Work, Worker};
+use crate::gates::Gate;
 use crate::judge::Judge;
 use crate::routes::Reason;
 use crate::session::Reads;
 use crate::shared::{Budget, ClientId, Note, Place, PoolKey};
+use crate::stats::Stats;
 use crate::wire::messages::Complaint;
 
 /// Users and databases that a thread serves.
 const POOLS_MAX: usize = 1000;
 /// How long a read waits for a link to a follower before it goes to the leader.
 const FOLLOWER_WAIT: Duration = Duration::from_millis(250);
+/// Who waits because the console paused the database is not turned away; it is looked at again after this.
+const PAUSED_LOOK: Duration = Duration::from_secs(1);
+
+/// A client that waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiter {
+    pub(super) client: ClientId,
+    pub(super) since: Instant,
+    /// When it has waited too long.
+    due: Instant,
+}
 
 /// A pool as one thread sees it.
 pub(super) struct Pool {
@@ -37,26 +50,35 @@ pub(super) struct Pool {
     /// The pools of the same user and database at followers.
     pub(super) followers: Vec<(SocketAddr, usize)>,
     pub(super) idle: Idle,
-    /// Clients that wait for a link, and until when.
-    pub(super) waiting: VecDeque<(ClientId, Instant)>,
-    /// Clients that wait until a server has told of itself, and until when.
-    pub(super) greeting: VecDeque<(ClientId, Instant)>,
+    /// Clients that wait for a link.
+    pub(super) waiting: VecDeque<Waiter>,
+    /// Clients that wait until a server has told of itself.
+    pub(super) greeting: VecDeque<Waiter>,
     pub(super) opening: usize,
     /// Tickets of this thread that are in the queue of all threads.
     tickets: usize,
     pub(super) retry_at: Option<Instant>,
+    /// What the console has closed of the database.
+    pub(super) gate: Arc<Gate>,
+    /// What was done.
+    pub(super) stats: Stats,
 }
 
 impl Pool {
     /// When something must be done even if nothing happens.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        let front = |queue: &VecDeque<(ClientId, Instant)>| queue.front().map(|(_, due)| *due);
+        let front = |queue: &VecDeque<Waiter>| queue.front().map(|waiter| waiter.due);
         let retry = self.retry_at.filter(|_| self.wants() > self.opening);
         front(&self.waiting).into_iter().chain(front(&self.greeting)).chain(retry).min()
     }
 
     pub(super) fn wants(&self) -> usize {
         self.waiting.len() + usize::from(!self.greeting.is_empty())
+    }
+
+    /// Everybody who waits here.
+    pub(super) fn waiters(&self) -> impl Iterator<Item = &Waiter> {
+        self.waiting.iter().chain(&self.greeting)
     }
 }
 
@@ -89,6 +111,7 @@ impl Worker {
         self.pools.push(Pool {
             budget: self.shared.budget(&key),
             home: self.shared.budget(&PoolKey { place: Place::Leader, ..key.clone() }),
+            gate: self.shared.gates.of(&key.database),
             key: key.clone(),
             judge,
             followers: Vec::new(),
@@ -98,6 +121,7 @@ impl Worker {
             opening: 0,
             tickets: 0,
             retry_at: None,
+            stats: Stats::new(self.now),
         });
         self.pool_numbers.insert(key, number);
         Some(number)
@@ -106,13 +130,23 @@ impl Worker {
     /// The server that links of a pool go to now; none if nobody may have one.
     pub(super) fn server_of(&self, number: usize) -> Option<SocketAddr> {
         match self.pools.get(number)?.key.place {
+            _ if self.is_paused(number) => None,
             Place::Leader => self.target.leader,
             Place::Follower(address) => self.follower_at(address).map(|follower| follower.address),
         }
     }
 
+    /// Whether the console lets nobody have a link of a pool.
+    pub(super) fn is_paused(&self, number: usize) -> bool {
+        self.pools.get(number).is_some_and(|pool| self.shared.gates.is_paused(&pool.gate))
+    }
+
     /// Whether a link may not be given to anybody any more.
-    fn is_outlived(&self, link: &ServerLink) -> bool {
+    pub(super) fn is_outlived(&self, link: &ServerLink) -> bool {
+        let pool = self.pools.get(link.pool);
+        if pool.is_some_and(|pool| self.shared.gates.renewals(&pool.gate) != link.renewals) {
+            return true;
+        }
         match link.key_of.place {
             Place::Leader => link.epoch < self.target.epoch && self.target.leader.is_some(),
             // Which epoch it was opened in does not matter: the server as a whole follows the leader or not.
@@ -123,7 +157,7 @@ impl Worker {
     pub(super) fn wait_for_greeting(&mut self, pool: usize, client: ClientId) {
         let due = self.now + self.shared.settings.failover_hold;
         if let Some(pool) = self.pools.get_mut(pool) {
-            pool.greeting.push_back((client, due));
+            pool.greeting.push_back(Waiter { client, since: self.now, due });
         }
         self.open_links(pool);
     }
@@ -137,6 +171,7 @@ impl Worker {
         let link = if serves { pool.idle.pop_back() } else { None };
         if let Some(link) = link {
             pool.budget.idle.fetch_sub(1, Ordering::SeqCst);
+            pool.stats.counts.assignments += 1;
             client.link = Some(link);
             client.fresh_link = true;
             if let Some(link) = self.links.get_mut(link) {
@@ -149,7 +184,7 @@ impl Worker {
             Place::Leader => self.shared.settings.failover_hold,
             Place::Follower(_) => FOLLOWER_WAIT.min(self.shared.settings.failover_hold),
         };
-        pool.waiting.push_back((client.id(slot), self.now + most));
+        pool.waiting.push_back(Waiter { client: client.id(slot), since: self.now, due: self.now + most });
         self.open_links(number);
         false
     }
@@ -227,6 +262,7 @@ impl Worker {
                 let pool = client.pool;
                 self.tell_of_schema(pool);
             }
+            self.leave_if_done(number);
         }
         let Some(link) = self.links.get_mut(slot) else { return };
         if link.cancels > 0 {
@@ -279,7 +315,7 @@ impl Worker {
         }
         let now_ms = self.shared.ms_of(self.now);
         let Some(pool) = self.pools.get_mut(number) else { return false };
-        while let Some((id, _)) = pool.waiting.pop_front() {
+        while let Some(Waiter { client: id, since, .. }) = pool.waiting.pop_front() {
             let waits =
                 self.clients.get_mut(id.slot).filter(|client| client.serial == id.serial && client.waits);
             let (Some(client), Some(link)) = (waits, self.links.get_mut(slot)) else { continue };
@@ -295,6 +331,8 @@ impl Worker {
             client.link = Some(slot);
             client.fresh_link = true;
             link.client = Some(id.slot);
+            pool.stats.counts.assignments += 1;
+            pool.stats.waited(self.now.saturating_duration_since(since));
             return true;
         }
         false
@@ -406,6 +444,7 @@ impl Worker {
         for (slot, serial) in old {
             self.drop_link(slot, serial);
         }
+        self.look_at_unsettled();
         for number in 0..self.pools.len() {
             match self.pools.get(number).map(|pool| pool.key.place) {
                 Some(Place::Leader) if !leads => {}
@@ -420,6 +459,22 @@ impl Worker {
                 }
                 None => {}
             }
+        }
+    }
+
+    /// Who waits may go on: a database is not paused any more.
+    pub(super) fn serve_all(&mut self) {
+        for number in 0..self.pools.len() {
+            self.serve(number);
+        }
+    }
+
+    /// Closes links that nobody uses and that nobody shall be given any more.
+    pub(super) fn drop_outlived(&mut self) {
+        let old = self.links.iter().filter(|(_, link)| link.client.is_none() && self.is_outlived(link));
+        let old: Vec<_> = old.map(|(slot, link)| (slot, link.serial)).collect();
+        for (slot, serial) in old {
+            self.drop_link(slot, serial);
         }
     }
 
@@ -444,11 +499,18 @@ impl Worker {
     pub(super) fn serve_pools(&mut self) {
         for number in 0..self.pools.len() {
             let Some(pool) = self.pools.get_mut(number) else { return };
+            pool.stats.age(self.now);
+            let paused = self.shared.gates.is_paused(&pool.gate);
             let mut late = Vec::new();
             for queue in [&mut pool.waiting, &mut pool.greeting] {
-                while let Some((id, _)) = queue.front().copied().filter(|(_, due)| *due <= self.now) {
+                while let Some(waiter) = queue.front().copied().filter(|waiter| waiter.due <= self.now) {
+                    if paused {
+                        let due = self.now + self.shared.settings.failover_hold.max(PAUSED_LOOK);
+                        queue.iter_mut().for_each(|waiter| waiter.due = due);
+                        break;
+                    }
                     queue.pop_front();
-                    late.push(id);
+                    late.push(waiter.client);
                 }
             }
             if pool.retry_at.is_some_and(|at| at <= self.now) {

@@ -28,10 +28,10 @@ use crate::shared::{ClientId, Place, PoolKey};
 const HURRIES_FOR: u32 = 5;
 
 /// How often it is looked whether followers are silent, at most.
-const SILENCE_LOOK: Duration = Duration::from_millis(500);
+const SILENCE_LOOK: Duration = Duration::from_millis(250);
 /// A read is given up after its follower was silent at so many looks, and if it has left the cluster, at so many.
 const SILENT_LOOKS_MAX: u32 = 3;
-const LEFT_LOOKS_MAX: u32 = 20;
+const LEFT_LOOKS_MAX: u32 = 40;
 
 /// Where a round goes.
 enum Route {
@@ -70,6 +70,7 @@ impl Worker {
                     | Reason::Pinned
                     | Reason::NotARead
                     | Reason::NotWhole
+                    | Reason::Paused
                     | Reason::Refused => false,
                 };
                 client.session.went = Some(Went::Leader(reason));
@@ -98,10 +99,14 @@ impl Worker {
         if self.shared.settings.reads.is_none() {
             return Route::Leader(Reason::Off);
         }
+        let paused = self.clients.get(slot).is_some_and(|client| self.is_paused(client.pool));
         let Some(client) = self.clients.get_mut(slot) else { return Route::Later };
         let session = &mut client.session;
         if let Some(reason) = client.detour.take() {
             return Route::Leader(reason);
+        }
+        if paused {
+            return Route::Leader(Reason::Paused);
         }
         if session.status != Status::Idle || session.lost != Lost::Nothing || session.begins.is_some() {
             return Route::Leader(Reason::NotARead);
@@ -204,6 +209,7 @@ impl Worker {
             self.work.push_back(Work::Client(id.slot));
         }
         if self.late.is_empty()
+            && self.unsettled.is_empty()
             && let Some(inbox) = self.shared.threads.get(usize::from(self.number))
         {
             inbox.waits.store(false, Ordering::SeqCst);
@@ -266,8 +272,8 @@ impl Worker {
     /// All clients that wait for links of a pool go to the leader.
     pub(super) fn detour_all(&mut self, number: usize, reason: Reason) {
         let Some(pool) = self.pools.get_mut(number) else { return };
-        for (id, _) in std::mem::take(&mut pool.waiting) {
-            self.detour(id, reason);
+        for waiter in std::mem::take(&mut pool.waiting) {
+            self.detour(waiter.client, reason);
         }
     }
 
@@ -340,6 +346,7 @@ impl Worker {
     /// A link that stays with its client was read: more may wait behind what has been answered.
     pub(super) fn go_on(&mut self, client: Option<usize>) {
         let Some(slot) = client else { return };
+        self.leave_if_done(slot);
         let Some(client) = self.clients.get_mut(slot) else { return };
         if client.session.changed_schema
             && !client.session.in_flight()

@@ -41,7 +41,7 @@ pub(super) enum Doing {
 }
 
 /// One connection.
-pub(super) struct Connection {
+pub struct Connection {
     /// The client.
     pub(super) peer: SocketAddr,
     doing: AtomicU8,
@@ -94,7 +94,7 @@ impl Connection {
 }
 
 /// All of them.
-pub(super) struct Connections {
+pub struct Connections {
     open: Mutex<Open>,
     max: usize,
 }

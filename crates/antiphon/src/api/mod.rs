@@ -11,45 +11,38 @@ mod connections;
 pub mod datetime;
 mod events;
 mod health;
+mod listen;
 mod local;
 mod members;
 mod metrics;
 mod reply;
 mod route;
+mod router;
 mod status;
 mod switchover;
 
-use std::convert::Infallible;
-use std::future::Future;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use std::time::Duration;
 
 use antiphon_core::settings::DynamicCommands;
+use antiphon_router::Handle;
 use antiphon_store::Store;
-use antiphon_tls::{ServerTls, Stream, explain};
 use bytes::Bytes;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
+use hyper::Request;
+use hyper::body::Incoming;
 use tokio::sync::{mpsc, watch};
-use tracing::{debug, warn};
 
 pub use access::Access;
+pub use listen::serve;
 pub use route::page;
+pub use router::RouterApi;
 
 use crate::agent::command::Command;
 use crate::agent::view::View;
-use connections::{Admitted, Connection, Connections, Doing, Watched};
+use connections::{Connection, Connections};
 use events::{Event, Readers};
+use listen::Handler;
 use local::Schedule;
-
-/// Largest head of a request.
-const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// Silent connections are looked for this often.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// The pause after a connection that could not be accepted, as when no file descriptor is left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+use reply::Reply;
 
 /// What the API works with. One for all of its listeners.
 pub struct Api {
@@ -62,17 +55,19 @@ pub struct Api {
     connections: Arc<Connections>,
     readers: Readers,
     schedule: Schedule,
+    router: Option<Handle>,
 }
 
 impl Api {
     /// An API over an agent's view and queue. `dynamic_commands` is what this node's file says of settings that
-    /// run commands.
+    /// run commands; `router` is the one that runs beside the agent.
     pub fn new(
         view: watch::Receiver<Arc<View>>,
         commands: mpsc::Sender<Command>,
         store: Arc<dyn Store>,
         access: Access,
         dynamic_commands: DynamicCommands,
+        router: Option<Handle>,
     ) -> Arc<Self> {
         Arc::new(Self {
             view,
@@ -84,6 +79,7 @@ impl Api {
             connections: Arc::new(Connections::new()),
             readers: Readers::default(),
             schedule: Schedule::default(),
+            router,
         })
     }
 
@@ -133,74 +129,12 @@ impl Rendered {
     }
 }
 
-/// Serves the API on one listener, inside TLS if there are certificates, until `shutdown` ends. Requests at work
-/// by then are still answered.
-pub async fn serve(
-    listener: TcpListener,
-    tls: Option<ServerTls>,
-    api: Arc<Api>,
-    shutdown: impl Future<Output = ()> + Send,
-) {
-    let mut shutdown = std::pin::pin!(shutdown);
-    let mut sweep = tokio::time::interval(SWEEP_EVERY);
-    loop {
-        tokio::select! {
-            () = &mut shutdown => break,
-            _ = sweep.tick() => api.connections.sweep(),
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => match api.connections.admit(peer) {
-                    Some(admitted) => drop(tokio::spawn(connection(stream, tls.clone(), api.clone(), admitted))),
-                    None => debug!(%peer, "too many connections are at work; one was not taken"),
-                },
-                Err(error) => {
-                    warn!(%error, "could not accept a connection to the API");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+impl Handler for Api {
+    fn connections(&self) -> &Arc<Connections> {
+        &self.connections
     }
-    api.connections.close_idle();
-}
 
-async fn connection(stream: TcpStream, tls: Option<ServerTls>, api: Arc<Api>, admitted: Admitted) {
-    // Answers are small: waiting for more to send would only delay them.
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "could not set TCP_NODELAY");
-    }
-    let connection = admitted.connection.clone();
-    tokio::select! {
-        () = converse(stream, tls, api, &connection) => {}
-        // Deadlines are the sweep's, which tells an idle connection from a slow head. A handshake is part of a head.
-        () = connection.closed() => debug!(peer = %connection.peer, "a silent connection was closed"),
-    }
-}
-
-async fn converse(stream: TcpStream, tls: Option<ServerTls>, api: Arc<Api>, connection: &Arc<Connection>) {
-    let stream = match tls {
-        None => Stream::Plain(stream),
-        Some(tls) => match tls.accept(stream).await {
-            Ok(stream) => stream,
-            Err(error) => {
-                return debug!(peer = %connection.peer, why = explain(&error), "no TLS connection to the API");
-            }
-        },
-    };
-    if stream.is_certified() {
-        connection.certify();
-    }
-    let service = service_fn(|request| {
-        let (api, connection) = (api.clone(), connection.clone());
-        async move {
-            connection.begin(Doing::Request);
-            let reply = route::answer(&api, &connection, request).await;
-            connection.begin(Doing::Idle);
-            Ok::<_, Infallible>(reply)
-        }
-    });
-    let io = TokioIo::new(Watched::new(stream, connection.clone()));
-    let mut http = http1::Builder::new();
-    http.header_read_timeout(None).max_buf_size(HEAD_BYTES_MAX);
-    if let Err(error) = http.serve_connection(io, service).await {
-        debug!(peer = %connection.peer, %error, "a connection to the API ended");
+    async fn answer(self: Arc<Self>, connection: Arc<Connection>, request: Request<Incoming>) -> Reply {
+        route::answer(&self, &connection, request).await
     }
 }

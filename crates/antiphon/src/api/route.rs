@@ -216,7 +216,7 @@ pub(super) async fn answer(
 ) -> Reply {
     let method = request.method().clone();
     let result = if method == Method::GET || method == Method::HEAD {
-        look(api, connection, &request)
+        look(api, connection, &request).await
     } else if method == Method::OPTIONS {
         let view = api.view.borrow();
         let uri = request.uri();
@@ -232,7 +232,11 @@ fn first(path: &str) -> &str {
     path.trim_start_matches('/').split('/').next().unwrap_or_default()
 }
 
-fn look(api: &Arc<Api>, connection: &Arc<Connection>, request: &Request<Incoming>) -> Result<Reply, Refusal> {
+async fn look(
+    api: &Arc<Api>,
+    connection: &Arc<Connection>,
+    request: &Request<Incoming>,
+) -> Result<Reply, Refusal> {
     let rendered = api.rendered();
     let view = &rendered.view;
     let (path, query) = (request.uri().path(), request.uri().query());
@@ -244,7 +248,13 @@ fn look(api: &Arc<Api>, connection: &Arc<Connection>, request: &Request<Incoming
         "topology" => json(StatusCode::OK, &members::topology(view)),
         "history" => json(StatusCode::OK, &member::history(view)),
         "explain" => json(StatusCode::OK, &member::explain(view)),
-        "metrics" => text(StatusCode::OK, metrics::page(view, clock::now(), api.connections.count())),
+        "metrics" => {
+            let mut page = metrics::page(view, clock::now(), api.connections.count());
+            if let Some(router) = &api.router {
+                page.push_str(&router.metrics().await.unwrap_or_default());
+            }
+            text(StatusCode::OK, page)
+        }
         "config" => config::show(api)?,
         "failsafe" => match member::failsafe(view) {
             Some(body) => json(StatusCode::OK, &body),

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use antiphon_router::Consistency;
 use antiphon_router::scram::Verifier;
+use antiphon_router::{Consistency, PoolMode};
 
 use super::address::{Address, Listen};
 use super::model::LogConfig;
@@ -20,6 +20,8 @@ use super::yaml::Node;
 
 const ROUTER_PORT: u16 = 6432;
 const API_PORT: u16 = 8008;
+/// As the exporter for PgBouncer has it.
+const HTTP_PORT: u16 = 9127;
 /// How long a read waits for a follower.
 const CAUSAL_WAIT: Duration = Duration::from_millis(20);
 /// Most agents that are followed.
@@ -53,6 +55,8 @@ pub struct RouterConfig {
     pub agents: Vec<Address>,
     /// Threads that carry traffic; none: one for each processor.
     pub threads: Option<u16>,
+    /// How long a session keeps a link.
+    pub pool_mode: PoolMode,
     /// Links to the leader for each user and database.
     pub pool_size: u32,
     /// Clients at a time.
@@ -67,6 +71,12 @@ pub struct RouterConfig {
     pub account: Option<RouterAccount>,
     /// How reads go to followers; none if all goes to the leader.
     pub reads: Option<RouterReads>,
+    /// Where its metrics are asked for, if it runs alone.
+    pub http: Option<Listen>,
+    /// Users who may do everything at the console.
+    pub admin_users: Vec<String>,
+    /// Users who may look at it.
+    pub stats_users: Vec<String>,
 }
 
 /// An account at the servers.
@@ -114,6 +124,10 @@ pub(super) fn resolve(root: &Node, findings: &Findings) -> Option<RouterFile> {
     let log = resolve::log(&top);
     let scope = top.text("scope");
     let router = router(&section, &top);
+    if router.as_ref().is_some_and(|router| router.http.is_some()) && !alone {
+        let message = "is for a router alone; beside a member, its metrics are with the member's";
+        top.problem("router.http_listen", message);
+    }
     if alone {
         top.without_effect(&["namespace"], "the router asks the members");
         top.finish();
@@ -132,6 +146,8 @@ fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
     };
     let agents = agents(section, top);
     let threads = section.count("threads", 1, 64).and_then(|count| u16::try_from(count).ok());
+    let modes = [("transaction", PoolMode::Transaction), ("session", PoolMode::Session)];
+    let pool_mode = section.choice("pool_mode", &modes).unwrap_or_default();
     let pool_size = section.count("pool_size", 1, 100_000).unwrap_or(20);
     let clients_max = section.count("max_client_conn", 1, 1_000_000).unwrap_or(10_000);
     let failover_hold = section.span("failover_hold").unwrap_or(Duration::from_secs(30));
@@ -140,6 +156,14 @@ fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
         section.problem("client_login_timeout", "must be more than nothing");
     }
     let reads = reads(section);
+    if pool_mode == PoolMode::Session && reads.is_some() {
+        let message =
+            "is session: such a session stays with the leader; remove read_from, or use transaction";
+        section.problem("pool_mode", message);
+    }
+    let http = section.get("http_listen").and_then(|_| section.listen("http_listen", Some(HTTP_PORT)));
+    let admin_users = section.texts("admin_users", true);
+    let stats_users = section.texts("stats_users", true);
     let account = account(section);
     let authentication = authentication(section, account.is_some(), reads.is_some());
     section.refused(
@@ -151,6 +175,7 @@ fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
         listen: listen?,
         agents,
         threads,
+        pool_mode,
         pool_size,
         clients_max: usize::try_from(clients_max).unwrap_or(usize::MAX),
         failover_hold,
@@ -158,6 +183,9 @@ fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
         authentication: authentication?,
         account,
         reads,
+        http,
+        admin_users,
+        stats_users,
     })
 }
 

@@ -243,7 +243,7 @@ impl Served {
         let (view, seen) = watch::channel(Arc::new(view));
         let (orders, commands) = mpsc::channel(COMMANDS_MAX);
         let store = MemoryStore::new();
-        let api = Api::new(seen, orders, Arc::new(store.clone()), access, DynamicCommands::Refused);
+        let api = Api::new(seen, orders, Arc::new(store.clone()), access, DynamicCommands::Refused, None);
         let (stop, stopped) = oneshot::channel::<()>();
         tokio::spawn(async move {
             api::serve(listener, tls, api, async {

@@ -212,3 +212,64 @@ async fn refused(routed: &Routed) {
     assert_eq!(refusal(stranger.user("nobody")).await, "28P01");
     assert_eq!(refusal(&routed.config("no_such_database")).await, "28000");
 }
+
+#[tokio::test]
+async fn in_session_mode_a_session_keeps_its_link_to_its_end() {
+    let routed = Routed::start("session-mode", 1, "  pool_mode: session\n  threads: 1\n").await;
+    let (a, b) = (routed.client().await, routed.client().await);
+    let process = async |client: &tokio_postgres::Client| {
+        client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get::<_, i32>(0)
+    };
+    let (first, other) = (process(&a).await, process(&b).await);
+    assert_ne!(first, other);
+    for _ in 0..5 {
+        assert_eq!((process(&a).await, process(&b).await), (first, other));
+    }
+    // Even what nobody could see it leave behind.
+    a.batch_execute("DO $$ BEGIN PERFORM set_config('app.tenant', '7', false); END $$").await.unwrap();
+    let tenant = a.query_one("SELECT current_setting('app.tenant')", &[]).await.unwrap();
+    assert_eq!(tenant.get::<_, &str>(0), "7");
+    drop(a);
+    let mut seen = Vec::new();
+    wait_until("its link is clean and another's", Duration::from_secs(20), async || {
+        let next = routed.client().await;
+        seen.push(process(&next).await);
+        let left = next.query_one("SELECT current_setting('app.tenant', true)", &[]).await.unwrap();
+        assert!(
+            left.get::<_, Option<&str>>(0).is_none_or(str::is_empty),
+            "nothing is left of the first session"
+        );
+        seen.contains(&first)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_router_that_is_told_to_end_lets_transactions_end_and_another_at_its_address_goes_on() {
+    let mut routed = Routed::start("succession", 1, "  pool_size: 4\n").await;
+    let (busy, idle) = (routed.client().await, routed.client().await);
+    busy.batch_execute("CREATE TABLE t (n int); BEGIN; INSERT INTO t VALUES (1)").await.unwrap();
+    let mut first = routed.succeed_router();
+    let listens =
+        || std::fs::read_to_string(routed.dir().join("second.log")).unwrap_or_default().contains("routing");
+    wait_until("the second router listens", Duration::from_secs(20), async || listens()).await;
+    let end = std::process::Command::new("kill").arg(first.id().to_string()).status().unwrap();
+    assert!(end.success());
+    wait_until("who is idle is told to connect again", Duration::from_secs(20), async || idle.is_closed())
+        .await;
+    // Whoever comes now is served, by the second one.
+    for _ in 0..50 {
+        let client = routed.client().await;
+        assert_eq!(client.query_one("SELECT 1", &[]).await.unwrap().get::<_, i32>(0), 1);
+    }
+    assert!(matches!(first.try_wait(), Ok(None)), "a transaction is open");
+    busy.batch_execute("INSERT INTO t VALUES (2); COMMIT").await.unwrap();
+    wait_until(
+        "the first one has ended",
+        Duration::from_secs(5),
+        async || matches!(first.try_wait(), Ok(Some(status)) if status.success()),
+    )
+    .await;
+    let rows = routed.client().await.query_one("SELECT count(*) FROM t", &[]).await.unwrap();
+    assert_eq!(rows.get::<_, i64>(0), 2);
+}

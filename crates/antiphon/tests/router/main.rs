@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed assumption of a test is a failed test")]
 
 mod carries;
+mod console;
 mod failover;
 mod hostile;
 mod reads;

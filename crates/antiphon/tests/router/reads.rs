@@ -445,3 +445,38 @@ async fn readers_do_not_notice_the_death_of_a_server() {
     }
     assert!(errors.is_empty(), "{errors:?}\n{}", routed.log());
 }
+
+#[tokio::test]
+async fn what_one_session_wrote_another_one_sees_that_was_handed_its_token() {
+    let routed = Routed::start("tokens", 2, SPLIT).await;
+    let writer = routed.client().await;
+    writer.batch_execute("CREATE TABLE t (n int); INSERT INTO t VALUES (0)").await.unwrap();
+    wait_for_followers(&routed).await;
+    let leader = routed.cluster.leader().await.unwrap();
+    let follower = direct(&routed, 1 - leader).await;
+    for round in 1..=20 {
+        follower.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
+        writer.batch_execute(&format!("UPDATE t SET n = {round}")).await.unwrap();
+        let token = ask(&writer, "SHOW antiphon.token").await;
+        let handed = routed.client().await;
+        // By turns in both protocols.
+        match round % 2 {
+            0 => handed.batch_execute(&format!("SET antiphon.token = '{token}'")).await.unwrap(),
+            _ => drop(handed.execute(&format!("SET antiphon.token = '{token}'"), &[]).await.unwrap()),
+        }
+        assert_eq!(ask(&handed, "SELECT n FROM t").await, round.to_string());
+        assert!(route(&handed).await.starts_with("leader"), "{}", route(&handed).await);
+        follower.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
+        let other = routed.client().await;
+        let shown = other.query_one("SHOW antiphon.token", &[]).await.unwrap();
+        assert_eq!(shown.get::<_, &str>(0), "0/0/0", "a session that has seen nothing");
+        other.batch_execute(&format!("SET antiphon.token TO '{token}'")).await.unwrap();
+        wait_until("the follower has what the token is of", UP_WITHIN, async || {
+            assert_eq!(ask(&other, "SELECT n FROM t").await, round.to_string());
+            route(&other).await.starts_with("follower")
+        })
+        .await;
+    }
+    let wrong = writer.batch_execute("SET antiphon.token = 'yesterday'").await.unwrap_err();
+    assert_eq!(code(&wrong), "22023");
+}

@@ -61,7 +61,8 @@ impl Routed {
         self.connect("postgres").await.unwrap()
     }
 
-    async fn connect(&self, database: &str) -> Result<Client, tokio_postgres::Error> {
+    /// The same, to this database.
+    pub async fn connect(&self, database: &str) -> Result<Client, tokio_postgres::Error> {
         let (client, connection) = self.config(database).connect(NoTls).await?;
         tokio::spawn(connection);
         Ok(client)
@@ -109,6 +110,11 @@ impl Routed {
         out.into_owned()
     }
 
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The last of the router's log.
     pub fn log(&self) -> String {
         let text = std::fs::read_to_string(self.dir.join("router.log")).unwrap_or_default();
@@ -121,6 +127,14 @@ impl Routed {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.router.id())).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Starts another router with the same file, and so at the same port; it takes the first one's place here.
+    /// Gives the first one.
+    pub fn succeed_router(&mut self) -> Child {
+        let binary = PathBuf::from(env!("CARGO_BIN_EXE_antiphon"));
+        let next = run_router(&binary, &self.dir, "second.log");
+        std::mem::replace(&mut self.router, next)
     }
 
     /// Whether the router's process still runs.
@@ -145,10 +159,14 @@ fn start_router(binary: &Path, dir: &Path, text: &str) -> Child {
     let file = dir.join("router.yml");
     std::fs::write(&file, text).unwrap();
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
-    let log = std::fs::File::create(dir.join("router.log")).unwrap();
+    run_router(binary, dir, "router.log")
+}
+
+fn run_router(binary: &Path, dir: &Path, log: &str) -> Child {
+    let log = std::fs::File::create(dir.join(log)).unwrap();
     Command::new(binary)
         .arg("run")
-        .arg(&file)
+        .arg(dir.join("router.yml"))
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
