@@ -9,6 +9,7 @@ mod client;
 mod config;
 mod events;
 mod failure;
+mod import;
 mod list;
 mod orders;
 mod output;
@@ -129,6 +130,8 @@ pub enum ClientCommand {
     Explain(show::ExplainArgs),
     /// Follow the cluster's changes
     Events(events::EventsArgs),
+    /// Print a router's file that does what a pgbouncer.ini says
+    Import(import::ImportArgs),
     /// Show versions
     Version(show::VersionArgs),
     /// Print completions for a shell
@@ -181,6 +184,7 @@ pub async fn carry_out(target: &TargetArgs, command: ClientCommand) -> Result<()
         ClientCommand::Remove(args) => orders::remove(target, &args).await,
         ClientCommand::Explain(args) => show::explain(target, &args).await,
         ClientCommand::Events(args) => events::events(target, &args).await,
+        ClientCommand::Import(args) => import::import(&args),
         ClientCommand::Version(args) => show::version(target, &args).await,
         ClientCommand::Completion(args) => {
             clap_complete::generate(args.shell, &mut Cli::command(), "antiphon", &mut std::io::stdout());
