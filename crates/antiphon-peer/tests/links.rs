@@ -212,3 +212,35 @@ async fn slow_strangers_are_bounded_and_do_not_keep_members_out_for_long() {
     assert_serves(&member, &mut inboxes).await;
     drop(slow);
 }
+
+#[tokio::test]
+async fn who_waits_for_company_is_called_when_raft_speaks_and_not_while_it_wants_to_rest() {
+    let ((a, _inboxes), (b, _)) = pair();
+    wait_link(&a, b.address(), is_up).await;
+    let speak = || a.send(b.address(), Channel::Raft, Bytes::from_static(b"raft"));
+    let company = a.company(Duration::ZERO);
+    let (called, ()) = tokio::join!(tokio::time::timeout(PATIENCE, company), async {
+        tokio::task::yield_now().await;
+        assert!(speak());
+    });
+    called.expect("it is called at the first message");
+    let rest = Duration::from_millis(200);
+    let began = Instant::now();
+    let (called, ()) = tokio::join!(tokio::time::timeout(PATIENCE, a.company(rest)), async {
+        while began.elapsed() < 2 * rest {
+            assert!(speak());
+            assert!(a.send(b.address(), Channel::Beat, Bytes::from_static(b"a beat calls nobody")));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    called.expect("it is called after its rest");
+    let began = Instant::now();
+    let mut called = std::pin::pin!(a.company(rest));
+    while began.elapsed() < rest / 2 {
+        assert!(speak());
+        tokio::select! {
+            () = &mut called => panic!("it wants to rest"),
+            () = tokio::time::sleep(Duration::from_millis(5)) => {}
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! Heartbeats: this member's word to the others every 100 ms, and theirs to it.
+//! Heartbeats: this member's word to the others every 100 ms or so, and theirs to it.
 //!
 //! They run on the thread of the links, so that work or a stall in the rest of the agent is not taken for death,
 //! and a heartbeat that comes or goes wakes no other thread. The same thread knocks at the leader's server when
@@ -14,12 +14,14 @@ use antiphon_engine::server_knock;
 use antiphon_peer::{Channel, Envelope, Peers};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::sleep;
 
 use super::clock;
 
-/// How often a member speaks.
-pub const INTERVAL: Duration = Duration::from_millis(100);
+/// How often a member speaks. A little less often than Raft does, with which it shares a packet if it can.
+pub const INTERVAL: Duration = Duration::from_millis(115);
+/// How soon it may speak again if Raft does.
+const COMPANY_AFTER: Duration = Duration::from_millis(50);
 /// A leader that has been silent for this long has its server knocked at.
 const KNOCK_AFTER: Duration = Duration::from_millis(250);
 /// How long a knock may take.
@@ -111,18 +113,28 @@ async fn run(
     shared: &Arc<Mutex<Shared>>,
     changed: &watch::Sender<u64>,
 ) {
-    let mut ticks = tokio::time::interval(INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (timer, company) = (sleep(Duration::ZERO), peers.company(Duration::ZERO));
+    tokio::pin!(timer, company);
     let mut links = peers.links();
     let mut knocking: Option<tokio::task::JoinHandle<()>> = None;
     loop {
-        tokio::select! {
-            _ = ticks.tick() => speak(peers, shared),
-            envelope = inbox.recv() => match envelope {
-                Some(envelope) => hear(&envelope, shared, changed),
-                None => return,
-            },
-            Ok(()) = links.changed() => changed.send_modify(|count| *count += 1),
+        let speaks = tokio::select! {
+            () = &mut timer => true,
+            () = &mut company => true,
+            envelope = inbox.recv() => {
+                let Some(envelope) = envelope else { return };
+                hear(&envelope, shared, changed);
+                false
+            }
+            Ok(()) = links.changed() => {
+                changed.send_modify(|count| *count += 1);
+                false
+            }
+        };
+        if speaks {
+            speak(peers, shared);
+            timer.as_mut().reset(tokio::time::Instant::now() + INTERVAL);
+            company.set(peers.company(COMPANY_AFTER));
         }
         let free = knocking.as_ref().is_none_or(tokio::task::JoinHandle::is_finished);
         if free && let Some((leader, address)) = silent_leader(peers, shared) {
@@ -166,7 +178,7 @@ fn speak(peers: &Peers, shared: &Arc<Mutex<Shared>>) {
     let Some(body) = mine.and_then(|beat| serde_json::to_vec(&beat).ok()) else { return };
     let body = Bytes::from(body);
     for address in peers.links().borrow().keys() {
-        // A full queue drops the beat; the next one is 100 ms away.
+        // A full queue drops the beat; the next one is not far.
         let _ = peers.send(address, Channel::Beat, body.clone());
     }
 }
