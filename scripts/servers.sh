@@ -23,6 +23,9 @@ usage: scripts/servers.sh WHAT...
   postgresql VERSION   PostgreSQL 14, 16, 17 or 18 in a folder of its own (14: no pg_basebackup, no pg_rewind)
   etcd                 etcd server and client, from apt
   haproxy              HAProxy, from apt
+  pgbouncer            PgBouncer, from apt
+  pgbouncer-newest     the newest PgBouncer that Debian has, in a folder of its own
+  pgpool               Pgpool-II, from apt
   patroni              Patroni 4.1 in a Python environment of its own
   ab                   ab, which puts load on an HTTP API, from apt
   net                  ip and nft, for tests that cut the network
@@ -183,30 +186,47 @@ mirror_site() {
     awk 'NR == 1 { print $2 }'
 }
 
-# postgresql_from_suite MAJOR SUITE: another Debian's packages, unpacked into a folder with their own C
-# library and made to use it. The system's packages and apt's own state are not touched.
 postgresql_from_suite() {
-  local major=$1 suite=$2 root=$CACHE/postgresql-$1 arch triple loader site keyring
+  local major=$1 suite=$2 root=$CACHE/postgresql-$1
   BIN=$root/usr/lib/postgresql/$major/bin
   if is_complete "$root"; then return; fi
+  package_from_suite "postgresql-$major" "$suite" "$root" "$BIN"
+  "$BIN/postgres" --version >/dev/null || die "PostgreSQL $major does not run here: see the lines above"
+  touch "$root/.complete"
+}
+
+pgbouncer_newest() {
+  local root=$CACHE/pgbouncer-newest
+  BIN=$root/usr/sbin
+  if ! is_complete "$root"; then
+    package_from_suite pgbouncer sid "$root" "$BIN/pgbouncer"
+    "$BIN/pgbouncer" --version >/dev/null || die "this PgBouncer does not run here: see the lines above"
+    touch "$root/.complete"
+  fi
+  say "PgBouncer: $("$BIN/pgbouncer" --version | head -n 1)"
+}
+
+# package_from_suite PACKAGE SUITE FOLDER PROGRAMS: another Debian's package and all it needs, unpacked into a
+# folder with their own C library. The programs, a file or a folder of them, are made to use that one. The
+# system's packages and apt's own state are not touched.
+package_from_suite() {
+  local package=$1 suite=$2 root=$3 programs=$4 arch triple loader site keyring
   arch=$(dpkg --print-architecture)
   case $arch in
   amd64) triple=x86_64-linux-gnu loader=ld-linux-x86-64.so.2 ;;
   arm64) triple=aarch64-linux-gnu loader=ld-linux-aarch64.so.1 ;;
-  *) die "PostgreSQL $major: no packages for $arch here; install it by hand below /usr/lib/postgresql/$major" ;;
+  *) die "$package: not to be had for $arch here; install it by hand" ;;
   esac
   command -v patchelf >/dev/null || apt_install patchelf
   keyring=/usr/share/keyrings/debian-archive-keyring.gpg
   [[ -e $keyring ]] || apt_install debian-archive-keyring
   site=$(mirror_site)
-  [[ -n $site ]] || die "PostgreSQL $major: this system's apt names no Debian mirror"
-  say "downloading PostgreSQL $major from Debian $suite (about 100 MB, once)"
+  [[ -n $site ]] || die "$package: this system's apt names no Debian mirror"
+  say "downloading $package from Debian $suite (about 100 MB, once)"
   start_folder "$root"
-  download_packages "$root/apt" "deb [signed-by=$keyring] $site $suite main" "postgresql-$major"
+  download_packages "$root/apt" "deb [signed-by=$keyring] $site $suite main" "$package"
   unpack_packages "$root/apt" "$root"
-  use_own_libraries "$BIN" "$root/usr/lib/$triple" "$loader"
-  "$BIN/postgres" --version >/dev/null || die "PostgreSQL $major does not run here: see the lines above"
-  touch "$root/.complete"
+  use_own_libraries "$programs" "$root/usr/lib/$triple" "$loader"
 }
 
 # download_packages STATE SOURCE PACKAGE: the package and all it depends on, by an apt with a state of its own.
@@ -234,14 +254,14 @@ unpack_packages() {
   rm -rf "$state"
 }
 
-# use_own_libraries BIN LIB LOADER: these programs need a newer C library than the system's.
+# use_own_libraries PROGRAMS LIB LOADER: these programs need a newer C library than the system's.
 use_own_libraries() {
-  local bin=$1 lib=$2 loader=$3 program
-  for program in "$bin"/*; do
-    # Scripts and links are left as they are; every other file here is a program.
-    [[ -f $program && ! -L $program && $(head -c 4 "$program" | tr -d '\0') == $'\x7fELF' ]] || continue
+  local programs=$1 lib=$2 loader=$3 program
+  while IFS= read -r program; do
+    # Scripts are left as they are; every other file here is a program.
+    [[ $(head -c 4 "$program" | tr -d '\0') == $'\x7fELF' ]] || continue
     patchelf --set-interpreter "$lib/$loader" --force-rpath --set-rpath "$lib" "$program"
-  done
+  done < <(find "$programs" -maxdepth 1 -type f)
 }
 
 # PostgreSQL 16, complete, as a Python package ships it.
@@ -352,6 +372,9 @@ main() {
       ;;
     etcd) get_program etcd etcd-server etcd-client ;;
     haproxy) get_program haproxy haproxy ;;
+    pgbouncer) get_program pgbouncer pgbouncer ;;
+    pgbouncer-newest) pgbouncer_newest ;;
+    pgpool) get_program pgpool pgpool2 ;;
     ab) get_program ab apache2-utils ;;
     patroni) get_patroni ;;
     net)
