@@ -6,7 +6,7 @@ ARGS ?=
 FAULTS ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix sim faults bench-failover bench-agent
+.PHONY: help demo test check fix sim faults bench-failover bench-agent bench-router
 
 help: ## list these targets
 	@echo 'Antiphon: make TARGET'
@@ -54,3 +54,9 @@ bench-agent: ## what the agent costs while idle and how fast its API answers, be
 	cargo build --release -p antiphon -p antiphon-bench
 	@postgresql=$$($(SERVERS) ensure) && patroni=$$($(SERVERS) patroni) && \
 	cargo run --release -q -p antiphon-bench -- agent --postgresql "$$postgresql" --patroni "$$patroni" $(ARGS)
+
+bench-router: ## what a query costs in the router, beside PgBouncer, HAProxy and Pgpool-II (root; 45 minutes)
+	@$(SERVERS) toolchain net haproxy pgbouncer pgpool >/dev/null
+	cargo build --release -p antiphon -p antiphon-bench
+	@postgresql=$$($(SERVERS) ensure) && newest=$$($(SERVERS) pgbouncer-newest) && \
+	cargo run --release -q -p antiphon-bench -- router --postgresql "$$postgresql" --pgbouncer-newest "$$newest" $(ARGS)

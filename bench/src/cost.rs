@@ -1,8 +1,8 @@
 //! What processes cost, as the kernel counts it: CPU time, memory, wake-ups.
 //!
 //! The processes of a node's host are told apart by the program that they run: PostgreSQL's, etcd's, and the
-//! agent's, which is every other one, so that no helper of an agent is left out. Two looks make a [`Usage`]. Only
-//! /proc is read; no process is touched.
+//! agent's, which is every other one, so that no helper of an agent is left out. A proxy is a process and all that
+//! descend from it. Two looks make a [`Usage`]. Only /proc is read; no process is touched.
 
 use std::fs;
 use std::path::Path;
@@ -54,8 +54,13 @@ pub(crate) struct Usage {
 
 /// What one owner's processes among these have cost. One that ends meanwhile is left out.
 pub(crate) fn look(pids: &[i32], owner: Owner) -> Cost {
-    let own = pids.iter().filter(|pid| owner_of(**pid) == Some(owner));
-    own.filter_map(|pid| process(*pid)).fold(Cost::default(), |sum, cost| Cost {
+    let own: Vec<i32> = pids.iter().copied().filter(|pid| owner_of(*pid) == Some(owner)).collect();
+    sum(&own)
+}
+
+/// What these processes have cost, whatever they run. One that ends meanwhile is left out.
+pub(crate) fn sum(pids: &[i32]) -> Cost {
+    pids.iter().filter_map(|pid| process(*pid)).fold(Cost::default(), |sum, cost| Cost {
         cpu: sum.cpu + cost.cpu,
         rss_bytes: sum.rss_bytes + cost.rss_bytes,
         pss_bytes: sum.pss_bytes + cost.pss_bytes,
@@ -65,7 +70,31 @@ pub(crate) fn look(pids: &[i32], owner: Owner) -> Cost {
     })
 }
 
+/// A process and all that descend from it, itself first.
+pub(crate) fn family(pid: i32) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let parents: Vec<(i32, i32)> = pids.filter_map(|pid| Some((pid, parent_of(pid)?))).collect();
+    let mut family = vec![pid];
+    let mut looked_at = 0;
+    while let Some(parent) = family.get(looked_at).copied() {
+        family.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(child, _)| *child));
+        looked_at += 1;
+    }
+    family
+}
+
+fn parent_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
 impl Cost {
+    /// Memory that is resident, in bytes.
+    pub(crate) fn rss_bytes(&self) -> u64 {
+        self.rss_bytes
+    }
+
     /// CPU time that went by since an earlier look.
     pub(crate) fn cpu_since(&self, earlier: &Cost) -> Duration {
         self.cpu.saturating_sub(earlier.cpu)
@@ -147,6 +176,19 @@ mod tests {
         let expected = 250.0 / per_second;
         assert!((cpu(stat).unwrap().as_secs_f64() - expected).abs() < 1e-6);
         assert_eq!(cpu("no line of that kind"), None);
+    }
+
+    #[test]
+    fn a_family_is_a_process_and_its_children() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let found = family(own);
+        let alone = family(i32::try_from(child.id()).unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(found.first(), Some(&own));
+        assert!(found.contains(&i32::try_from(child.id()).unwrap()), "{found:?}");
+        assert_eq!(alone.len(), 1);
     }
 
     #[test]

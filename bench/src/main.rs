@@ -1,10 +1,10 @@
 //! `antiphon-bench`: Antiphon beside its peers, on the same machine, in one run.
 //!
 //! `failover` asks how long writes stop when a leader fails, and whether acknowledged writes are lost; `agent`
-//! asks what the agent costs and how fast its API answers. Each node is a network namespace on one bridge, the
-//! client another; the program starts itself once more inside the client's namespace, so that it reaches the
-//! nodes only over that bridge. It needs root, touches no other network and no PostgreSQL but its own, and
-//! takes everything down again at the end.
+//! asks what the agent costs and how fast its API answers; `router` asks what a query costs on its way through a
+//! proxy. Each node is a network namespace on one bridge, the client another; the program starts itself once more
+//! inside the client's namespace, so that it reaches the nodes only over that bridge. It needs root, touches no
+//! other network and no PostgreSQL but its own, and takes everything down again at the end.
 
 mod agent;
 mod client;
@@ -13,7 +13,9 @@ mod events;
 mod load;
 mod net;
 mod process;
+mod relay;
 mod report;
+mod router;
 mod systems;
 
 use std::path::PathBuf;
@@ -32,7 +34,16 @@ use systems::{Choice, Proxy};
 #[command(name = "antiphon-bench", version)]
 struct Cli {
     #[command(subcommand)]
-    question: Question,
+    order: Order,
+}
+
+#[derive(Subcommand)]
+enum Order {
+    #[command(flatten)]
+    Question(Question),
+    /// Copies bytes between connections; `router` starts it as the floor of what a proxy costs.
+    #[command(hide = true)]
+    Relay(relay::Wanted),
 }
 
 #[derive(Subcommand)]
@@ -41,6 +52,8 @@ enum Question {
     Failover(Failover),
     /// What does the agent cost while nothing happens, and how fast does its API answer?
     Agent(agent::Wanted),
+    /// What does a query cost on its way through the router, and how fast is it?
+    Router(router::Wanted),
 }
 
 /// What `failover` is asked to do.
@@ -93,10 +106,10 @@ const NET_VARIABLE: &str = "ANTIPHON_BENCH_NET";
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Cli { question } = Cli::parse();
-    let done = match std::env::var(NET_VARIABLE) {
-        Ok(prefix) => run_inside(&question, Net::existing(prefix)).await,
-        Err(_) => run_outside().await,
+    let done = match (Cli::parse().order, std::env::var(NET_VARIABLE)) {
+        (Order::Relay(wanted), _) => relay::run(&wanted).map(|()| ExitCode::SUCCESS),
+        (Order::Question(question), Ok(prefix)) => run_inside(&question, Net::existing(prefix)).await,
+        (Order::Question(_), Err(_)) => run_outside().await,
     };
     done.unwrap_or_else(|error| {
         eprintln!("antiphon-bench: {error:#}");
@@ -141,11 +154,13 @@ async fn run_inside(question: &Question, net: Net) -> anyhow::Result<ExitCode> {
     let (out, programs) = match question {
         Question::Failover(wanted) => (wanted.out.as_path(), &wanted.programs),
         Question::Agent(wanted) => (wanted.out(), wanted.programs()),
+        Question::Router(wanted) => (wanted.out(), wanted.programs()),
     };
     let answered = async {
         match question {
             Question::Failover(wanted) => measure(wanted, &net, &folder).await,
             Question::Agent(wanted) => agent::measure(wanted, &net, &folder).await,
+            Question::Router(wanted) => router::measure(wanted, &net, &folder).await,
         }
     };
     let outcome = tokio::select! {

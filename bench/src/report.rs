@@ -176,6 +176,17 @@ fn seconds(millis: u64) -> String {
     if millis == u64::MAX { "for ever".into() } else { format!("{:.2} s", millis as f64 / 1000.0) }
 }
 
+/// A figure as text, or a dash.
+pub(crate) fn shown(figure: Option<f64>, digits: usize, unit: &str) -> String {
+    figure.map_or("-".into(), |figure| format!("{figure:.digits$}{unit}"))
+}
+
+/// The middle one, the larger of the two middle ones when their number is even.
+pub(crate) fn median(mut figures: Vec<f64>) -> Option<f64> {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied()
+}
+
 /// Whether Antiphon met its goals.
 pub(crate) enum Verdict {
     /// Each goal is met.

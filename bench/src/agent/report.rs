@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{Measured, Rate};
 use crate::cost::Usage;
 use crate::load::Mode;
-use crate::report::Verdict;
+use crate::report::{Verdict, median, shown};
 use crate::systems::Choice;
 
 /// Most of a core that an idle agent may take, in percent.
@@ -173,16 +173,6 @@ fn row(text: &mut String, cells: &[String; 9]) {
     let [a, b, c, d, e, f, g, h, i] = cells;
     // Writing to a String cannot fail.
     let _always_ok = writeln!(text, "{a:<23} {b:<16} {c:>10} {d:>10} {e:>10} {f:>10} {g:>9} {h:>9} {i:>12}");
-}
-
-fn shown(figure: Option<f64>, digits: usize, unit: &str) -> String {
-    figure.map_or("-".into(), |figure| format!("{figure:.digits$}{unit}"))
-}
-
-/// The middle one, the larger of the two middle ones when their number is even.
-fn median(mut figures: Vec<f64>) -> Option<f64> {
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied()
 }
 
 fn worst(figures: &[f64]) -> Option<f64> {
