@@ -225,12 +225,13 @@ async fn who_waits_for_company_is_called_when_raft_speaks_and_not_while_it_wants
     });
     called.expect("it is called at the first message");
     let rest = Duration::from_millis(200);
+    let mut ticks = tokio::time::interval(Duration::from_millis(5));
     let began = Instant::now();
     let (called, ()) = tokio::join!(tokio::time::timeout(PATIENCE, a.company(rest)), async {
         while began.elapsed() < 2 * rest {
             assert!(speak());
             assert!(a.send(b.address(), Channel::Beat, Bytes::from_static(b"a beat calls nobody")));
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            ticks.tick().await;
         }
     });
     called.expect("it is called after its rest");
@@ -240,7 +241,7 @@ async fn who_waits_for_company_is_called_when_raft_speaks_and_not_while_it_wants
         assert!(speak());
         tokio::select! {
             () = &mut called => panic!("it wants to rest"),
-            () = tokio::time::sleep(Duration::from_millis(5)) => {}
+            _ = ticks.tick() => {}
         }
     }
 }

@@ -202,6 +202,7 @@ impl Downstream<'_> {
         } else if ours {
             self.link.own_error = Some(farewell);
         } else {
+            self.link.outdated |= report.code == b"0A000" && report.routine == b"RevalidateCachedQuery";
             let reads = self.session.as_deref().filter(|session| {
                 session.reads != Reads::No && session.reads != Reads::Going && session.again.is_sound()
             });

@@ -1,4 +1,5 @@
-//! What the console has closed: databases that are paused or disabled, and links that are to be made anew.
+//! What the console has closed: databases that are paused or disabled, and links that are to be made anew. And how
+//! often a schema was changed, since when statements that were prepared before are not shared.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -46,11 +47,29 @@ impl Gate {
     }
 }
 
+/// How often schemas have changed. Counted over all databases: what is prepared again needlessly costs little.
+#[derive(Debug, Default)]
+pub struct Schemas(AtomicU64);
+
+impl Schemas {
+    /// One was changed.
+    pub fn changed(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How often so far.
+    pub fn changes(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
 /// The gates of all databases.
 #[derive(Debug, Default)]
 pub struct Gates {
     /// What holds for every database.
     pub all: Gate,
+    /// How often any schema was changed, or was found to have been.
+    pub schemas: Schemas,
     databases: Mutex<HashMap<String, Arc<Gate>>>,
 }
 

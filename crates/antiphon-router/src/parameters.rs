@@ -23,6 +23,62 @@ const FOLLOWED: [&str; 8] = [
 /// Sets of settings that a thread remembers.
 const SETS_MAX: usize = 10_000;
 
+/// The server's names of encodings, which it reports whatever it was asked for.
+const ENCODINGS: [&str; 42] = [
+    "SQL_ASCII",
+    "EUC_JP",
+    "EUC_CN",
+    "EUC_KR",
+    "EUC_TW",
+    "EUC_JIS_2004",
+    "UTF8",
+    "MULE_INTERNAL",
+    "LATIN1",
+    "LATIN2",
+    "LATIN3",
+    "LATIN4",
+    "LATIN5",
+    "LATIN6",
+    "LATIN7",
+    "LATIN8",
+    "LATIN9",
+    "LATIN10",
+    "WIN1256",
+    "WIN1258",
+    "WIN866",
+    "WIN874",
+    "KOI8R",
+    "WIN1251",
+    "WIN1252",
+    "ISO_8859_5",
+    "ISO_8859_6",
+    "ISO_8859_7",
+    "ISO_8859_8",
+    "WIN1250",
+    "WIN1253",
+    "WIN1254",
+    "WIN1255",
+    "WIN1257",
+    "KOI8U",
+    "SJIS",
+    "BIG5",
+    "GBK",
+    "UHC",
+    "GB18030",
+    "JOHAB",
+    "SHIFT_JIS_2004",
+];
+
+/// The server's name of an encoding, as clients may spell it; drivers compare what they are told with that.
+fn encoding(asked: &str) -> Option<String> {
+    let plain = |text: &str| -> String {
+        text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+    };
+    let asked = plain(asked);
+    let known = ENCODINGS.iter().find(|name| plain(name) == asked);
+    known.copied().or((asked == "unicode").then_some("UTF8")).map(str::to_owned)
+}
+
 /// Settings by name, in the order of the names, lower case.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Parameters(Vec<(String, String)>);
@@ -61,8 +117,12 @@ impl Parameters {
             return Err(Complaint::fatal("42704", format!("unrecognized configuration parameter {name:?}")));
         }
         // As the server does with the names of applications; other settings are names and numbers anyway.
-        let value = value.chars().map(|c| if c.is_ascii() && !c.is_ascii_control() { c } else { '?' });
-        self.set(&name.to_ascii_lowercase(), value.collect());
+        let value: String =
+            value.chars().map(|c| if c.is_ascii() && !c.is_ascii_control() { c } else { '?' }).collect();
+        match name.to_ascii_lowercase() {
+            name if name == "client_encoding" => self.set(&name, encoding(&value).unwrap_or(value)),
+            name => self.set(&name, value),
+        }
         Ok(())
     }
 
@@ -230,6 +290,20 @@ mod tests {
     fn of(pairs: &[(&str, &str)]) -> Result<Parameters, Complaint> {
         let parameters = pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
         Parameters::of_start(&Start { parameters, ..Start::default() })
+    }
+
+    #[test]
+    fn an_encoding_is_told_by_the_name_that_the_server_gives_it() {
+        for (asked, told) in
+            [("'utf-8'", "UTF8"), ("Unicode", "UTF8"), ("latin1", "LATIN1"), ("win-1252", "WIN1252")]
+        {
+            let mut parameters = Parameters::default();
+            parameters.insert("client_encoding", asked).unwrap();
+            assert_eq!(parameters.shown("client_encoding"), Some(told), "{asked}");
+        }
+        let mut parameters = Parameters::default();
+        parameters.insert("client_encoding", "klingon").unwrap();
+        assert_eq!(parameters.shown("client_encoding"), Some("klingon"), "the server is to refuse it");
     }
 
     #[test]

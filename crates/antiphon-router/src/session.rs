@@ -327,6 +327,8 @@ pub struct Link {
     pub own_error: Option<Farewell>,
     /// What its messages amounted to, not counted yet.
     pub tally: Tally,
+    /// The server said that a statement was prepared before the schema was changed.
+    pub outdated: bool,
 }
 
 impl Link {
@@ -343,6 +345,7 @@ impl Link {
             drains: false,
             own_error: None,
             tally: Tally::default(),
+            outdated: false,
         }
     }
 

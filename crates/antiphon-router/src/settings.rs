@@ -24,6 +24,10 @@ pub struct Settings {
     pub pool_mode: PoolMode,
     /// Links to a server for each user and database, over all threads.
     pub pool_size: u32,
+    /// How long a link may be unused; zero: for ever.
+    pub server_idle_timeout: Duration,
+    /// How old a link may get; zero: as old as it likes.
+    pub server_lifetime: Duration,
     /// Clients at a time.
     pub clients_max: usize,
     /// How long a client waits for a leader or for a free link.

@@ -60,6 +60,15 @@ impl Pin {
     }
 }
 
+/// What a text may leave behind that is too long to look through.
+pub const OVERSIZE: Effects = Effects {
+    pins: Some(Pin::Oversize),
+    may_commit: true,
+    plain: false,
+    forgets_statements: false,
+    changes_schema: true,
+};
+
 /// CREATE OR REPLACE LOCAL TEMPORARY: after so many words nothing is said to be temporary.
 const TEMPORARY_WITHIN: usize = 4;
 

@@ -2,7 +2,9 @@
 //!
 //! Pure. A client's names are its session's. On a server link a text has the name that it has in this store, so
 //! that a statement that one client prepared is ready for the next one, and no two names clash. A name is never
-//! used for a second text, and differs between threads, between which links move.
+//! used for a second text, and differs between threads, between which links move. What a text means depends on the
+//! schema: one that is prepared after that has changed is another statement, as whoever prepared it before was told
+//! other columns.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,6 +27,8 @@ pub struct Statement {
     pub text: Arc<[u8]>,
     /// What it may leave behind.
     pub effects: Effects,
+    /// How often schemas had changed when it was prepared.
+    schemas: u64,
 }
 
 /// The statements of a thread.
@@ -42,9 +46,10 @@ impl Statements {
         Self { by_text: HashMap::new(), next: u64::from(thread) << 48, sweep_at: SWEEP_AT_MIN }
     }
 
-    /// The statement of a text; `look` is asked what it may leave behind if it is new.
-    pub fn get(&mut self, text: &[u8], look: impl FnOnce() -> Effects) -> Arc<Statement> {
-        if let Some(known) = self.by_text.get(text) {
+    /// The statement of a text that is prepared when schemas have changed so often; `look` is asked what it may
+    /// leave behind if it is new.
+    pub fn get(&mut self, text: &[u8], schemas: u64, look: impl FnOnce() -> Effects) -> Arc<Statement> {
+        if let Some(known) = self.by_text.get(text).filter(|known| known.schemas >= schemas) {
             return known.clone();
         }
         if self.by_text.len() >= self.sweep_at {
@@ -55,7 +60,7 @@ impl Statements {
         self.next += 1;
         let text: Arc<[u8]> = text.into();
         let name = format!("antiphon_{id:x}");
-        let new = Arc::new(Statement { id, name, text: text.clone(), effects: look() });
+        let new = Arc::new(Statement { id, name, text: text.clone(), effects: look(), schemas });
         self.by_text.insert(text, new.clone());
         new
     }
@@ -130,15 +135,24 @@ mod tests {
     #[test]
     fn a_text_has_one_name_as_long_as_somebody_uses_it() {
         let mut store = Statements::new(1);
-        let a = store.get(b"select 1\0\0\0", Effects::default);
-        let b = store.get(b"select 1\0\0\0", || unreachable!("it is known"));
+        let a = store.get(b"select 1\0\0\0", 0, Effects::default);
+        let b = store.get(b"select 1\0\0\0", 0, || unreachable!("it is known"));
         assert_eq!(a.id, b.id);
-        assert_ne!(Statements::new(2).get(b"x", Effects::default).id >> 48, 1);
+        assert_ne!(Statements::new(2).get(b"x", 0, Effects::default).id >> 48, 1);
         for n in 0..10 * SWEEP_AT_MIN {
-            store.get(n.to_string().as_bytes(), Effects::default);
+            store.get(n.to_string().as_bytes(), 0, Effects::default);
         }
         assert!(store.len() <= 2 * SWEEP_AT_MIN, "{} texts are kept", store.len());
-        assert_eq!(store.get(b"select 1\0\0\0", Effects::default).id, a.id);
+        assert_eq!(store.get(b"select 1\0\0\0", 0, Effects::default).id, a.id);
+    }
+
+    #[test]
+    fn a_text_is_another_statement_after_the_schema_has_changed() {
+        let mut store = Statements::new(0);
+        let before = store.get(b"select", 0, Effects::default);
+        let after = store.get(b"select", 1, Effects::default);
+        assert_ne!((before.id, &before.name), (after.id, &after.name));
+        assert_eq!(store.get(b"select", 1, || unreachable!("it is known")).id, after.id);
     }
 
     #[test]
@@ -146,7 +160,7 @@ mod tests {
         let mut store = Statements::new(0);
         let mut prepared = Prepared::default();
         let all: Vec<_> = (0..=LINK_STATEMENTS_MAX)
-            .map(|n| store.get(n.to_string().as_bytes(), Effects::default))
+            .map(|n| store.get(n.to_string().as_bytes(), 0, Effects::default))
             .collect();
         for statement in &all[..LINK_STATEMENTS_MAX] {
             assert!(prepared.add(statement).is_none());

@@ -6,12 +6,13 @@
 //! that only reads.
 
 use crate::answers::Expected;
+use crate::gates::Schemas;
 use crate::judge::{Class, Judge};
 use crate::out::Out;
 use crate::own;
 use crate::positions::Reading;
 use crate::session::{Link, Lost, Reads, Rest, Session, Status};
-use crate::sql::{self, Effects, Pin};
+use crate::sql::{self, Effects, OVERSIZE};
 use crate::statements::{Statement, Statements};
 use crate::stats::Tally;
 use crate::wire::messages::{self, Complaint};
@@ -56,6 +57,8 @@ pub struct Upstream<'a> {
     pub link: Option<&'a mut Link>,
     /// The statements of this thread.
     pub statements: &'a mut Statements,
+    /// How often schemas have changed.
+    pub schemas: &'a Schemas,
     /// What may be done with texts of the session's database.
     pub judge: &'a mut Judge,
     /// The servers as reads see them; none if no reads go to followers.
@@ -191,7 +194,7 @@ impl Upstream<'_> {
                     self.session.unnamed.extend_from_slice(text);
                     self.session.unnamed_here = false;
                 } else {
-                    let kept = self.statements.get(text, || sql::effects(sql));
+                    let kept = self.statements.get(text, self.schemas.changes(), || sql::effects(sql));
                     self.session.name(name, kept);
                 }
                 round.parse(statement, self.replies);
@@ -368,6 +371,9 @@ impl Upstream<'_> {
 
     fn sends(&mut self, effects: Effects) {
         if let Some(link) = self.link.as_deref_mut() {
+            if effects.changes_schema {
+                self.schemas.changed();
+            }
             self.session.sends(effects, link);
         }
     }
@@ -454,7 +460,7 @@ impl Upstream<'_> {
             self.expect(Expected::Parse(None));
             return Ok(self.pass(at, bytes));
         }
-        let statement = self.statements.get(text, || sql::effects(sql));
+        let statement = self.statements.get(text, self.schemas.changes(), || sql::effects(sql));
         self.sends(statement.effects);
         if !self.session.name(name, statement.clone()) {
             return Err(Stop::Refuse(Complaint::fatal(
@@ -579,14 +585,6 @@ impl Upstream<'_> {
         self.expect(Expected::ParseOfOurs(None));
     }
 }
-
-const OVERSIZE: Effects = Effects {
-    pins: Some(Pin::Oversize),
-    may_commit: true,
-    plain: false,
-    forgets_statements: false,
-    changes_schema: true,
-};
 
 /// What a Describe or Close is about: a statement or a portal, and its name.
 fn close(body: &[u8]) -> Result<(u8, &[u8]), Stop> {

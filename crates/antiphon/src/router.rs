@@ -51,6 +51,8 @@ pub fn start(file: &RouterFile) -> anyhow::Result<Router> {
         threads: config.threads.unwrap_or_else(|| u16::try_from(processors).unwrap_or(64)).min(64),
         pool_mode: config.pool_mode,
         pool_size: config.pool_size,
+        server_idle_timeout: config.server_idle_timeout,
+        server_lifetime: config.server_lifetime,
         clients_max: config.clients_max,
         failover_hold: config.failover_hold,
         login_timeout: config.login_timeout,

@@ -179,7 +179,7 @@ fn databases(told: &[Told], facts: &Facts<'_>) -> Table {
             text(facts.settings.pool_size),
             text(0),
             text(0),
-            text(0),
+            text(facts.settings.server_lifetime.as_secs()),
             text(facts.settings.pool_mode.word()),
             None,
             text(0),
@@ -395,6 +395,8 @@ fn config(settings: &Settings) -> Table {
         ("default_pool_size", settings.pool_size.to_string(), "20"),
         ("max_client_conn", settings.clients_max.to_string(), "10000"),
         ("query_wait_timeout", seconds(settings.failover_hold), "30"),
+        ("server_idle_timeout", seconds(settings.server_idle_timeout), "600"),
+        ("server_lifetime", seconds(settings.server_lifetime), "3600"),
         ("client_login_timeout", seconds(settings.login_timeout), "60"),
         ("read_from", if reads.is_some() { "followers" } else { "leader" }.to_owned(), "leader"),
         (

@@ -1,3 +1,5 @@
+//! Commands as people and exporters type them, and what they are told when nothing such exists.
+
 use super::*;
 
 fn told(sql: &str) -> String {

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::downstream::{Downstream, Flow};
+use crate::gates::Schemas;
 use crate::judge::{self, Judge};
 use crate::loss::{self, Verdict};
 use crate::out::Out;
@@ -15,6 +16,7 @@ struct Play {
     session: Session,
     link: Option<Link>,
     statements: Statements,
+    schemas: Schemas,
     judge: Judge,
     interned: Interned,
     replies: Vec<u8>,
@@ -29,6 +31,7 @@ impl Play {
             session,
             link: None,
             statements: Statements::new(0),
+            schemas: Schemas::default(),
             judge: judge::tests::informed(),
             interned: Interned::default(),
             replies: Vec::new(),
@@ -51,6 +54,7 @@ impl Play {
             session: &mut self.session,
             link: self.link.as_mut(),
             statements: &mut self.statements,
+            schemas: &self.schemas,
             judge: &mut self.judge,
             reading: None,
             input,

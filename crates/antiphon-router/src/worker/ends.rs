@@ -1,11 +1,16 @@
 //! The ends: a link that died, a client that left, a statement that is cancelled.
 
+use std::time::Duration;
+
 use super::client::Phase;
-use super::link::Stage;
+use super::link::{ServerLink, Stage};
 use super::{Work, Worker};
 use crate::loss::{self, Verdict};
 use crate::session::Status;
 use crate::shared::{Ask, Place};
+
+/// How often it is looked for links that are to be closed.
+const RETIRE_LOOK: Duration = Duration::from_secs(1);
 
 impl Worker {
     /// A link is of no use any more: its client is told what that means, and its place is given back.
@@ -29,6 +34,32 @@ impl Worker {
             self.lost_link(client, &link.wire, link.epoch < self.target.epoch);
         }
         self.gave_up(link.pool);
+    }
+
+    /// Whether a link has lived for as long as one may.
+    pub(super) fn is_too_old(&self, link: &ServerLink) -> bool {
+        let most = self.shared.settings.server_lifetime;
+        !most.is_zero() && self.now.saturating_duration_since(link.since) >= most
+    }
+
+    /// Closes links that nobody has used for long, or that are too old.
+    pub(super) fn retire_links(&mut self) {
+        if self.retire_at > self.now {
+            return;
+        }
+        self.retire_at = self.now + RETIRE_LOOK;
+        let most = self.shared.settings.server_idle_timeout;
+        let retires = |link: &ServerLink| {
+            let unused =
+                link.client.is_none() && matches!(link.stage, Stage::Ready) && link.wire.answers.is_empty();
+            let long = !most.is_zero() && self.now.saturating_duration_since(link.idle_since) >= most;
+            unused && (long || self.is_too_old(link))
+        };
+        let old = self.links.iter().filter(|(_, link)| retires(link));
+        let old: Vec<_> = old.map(|(slot, link)| (slot, link.serial)).collect();
+        for (slot, serial) in old {
+            self.drop_link(slot, serial);
+        }
     }
 
     /// A client's link is of no use to it any more; the link itself lives on.

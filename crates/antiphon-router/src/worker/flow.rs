@@ -220,6 +220,7 @@ impl Worker {
             session: &mut client.session,
             link: link.as_mut().map(|link| &mut link.wire),
             statements: &mut self.statements,
+            schemas: &self.shared.gates.schemas,
             judge: judge_of(&mut self.judges, &self.pools, client.pool),
             reading: self.shared.settings.reads.as_ref().map(|_| &*self.reading),
             input,
@@ -347,6 +348,9 @@ impl Worker {
         }
         let bytes = self.out.finish(input);
         let tally = std::mem::take(&mut link.wire.tally);
+        if std::mem::take(&mut link.wire.outdated) {
+            self.shared.gates.schemas.changed();
+        }
         if let Some(to) = to.filter(|_| !bytes.is_empty()) {
             if let Some(pool) = self.pools.get_mut(link.pool) {
                 let in_flight = to.session.in_flight();

@@ -35,6 +35,8 @@ pub struct ServerLink {
     pub key_of: PoolKey,
     /// When it was opened.
     pub since: Instant,
+    /// When it was last used.
+    pub idle_since: Instant,
     /// The epoch that it was opened in.
     pub epoch: u64,
     /// How often links had to be made anew when it was opened.

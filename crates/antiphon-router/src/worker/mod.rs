@@ -99,6 +99,7 @@ pub struct Worker {
     late: VecDeque<(Instant, ClientId)>,
     random: u32,
     silence_at: Instant,
+    retire_at: Instant,
     now: Instant,
     serial: u64,
     /// Logins of clients by the time at which they have taken too long; first the first.
@@ -133,6 +134,7 @@ impl Worker {
             late: VecDeque::new(),
             random: u32::from(number) + 1,
             silence_at: Instant::now(),
+            retire_at: Instant::now(),
             shared,
             poll,
             listeners,
@@ -358,6 +360,7 @@ impl Worker {
         self.serve_pools();
         self.look_at_pauses();
         self.leave_silent();
+        self.retire_links();
         if self.late.front().is_some_and(|(due, _)| *due <= self.now) {
             self.serve_late();
         }

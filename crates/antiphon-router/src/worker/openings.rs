@@ -66,6 +66,7 @@ impl Worker {
             pool: number,
             key_of: pool.key.clone(),
             since: self.now,
+            idle_since: self.now,
             epoch: self.target.epoch,
             renewals: self.shared.gates.renewals(&pool.gate),
             server,

@@ -279,7 +279,7 @@ impl Worker {
         link.stage = Stage::Ready;
         let (number, serial) = (link.pool, link.serial);
         let Some(link) = self.links.get(slot) else { return };
-        if self.is_outlived(link) || !link.wire.answers.is_empty() {
+        if self.is_outlived(link) || self.is_too_old(link) || !link.wire.answers.is_empty() {
             self.work.push_back(Work::Drop(slot, serial));
             return;
         }
@@ -304,6 +304,9 @@ impl Worker {
 
     fn set_aside(&mut self, slot: usize, number: usize) {
         let Some(pool) = self.pools.get_mut(number) else { return };
+        if let Some(link) = self.links.get_mut(slot) {
+            link.idle_since = self.now;
+        }
         pool.idle.push_back(slot);
         pool.budget.idle.fetch_add(1, Ordering::SeqCst);
     }

@@ -226,6 +226,8 @@ impl Worker {
 
     /// The session's link is free of it, and it had sent what changes the meaning of names.
     pub(super) fn tell_of_schema(&self, pool: usize) {
+        // Counted when it was sent, too; what was prepared between the two is of before.
+        self.shared.gates.schemas.changed();
         if self.shared.settings.reads.is_some()
             && let Some(pool) = self.pools.get(pool)
         {

@@ -47,7 +47,7 @@ struct Made {
 }
 
 /// Keys that mean the same, and the router's names for them.
-const SAME: [(&str, &str); 17] = [
+const SAME: [(&str, &str); 19] = [
     ("auth_user", "auth_user"),
     ("auth_query", "auth_query"),
     ("auth_dbname", "auth_dbname"),
@@ -55,6 +55,8 @@ const SAME: [(&str, &str); 17] = [
     ("max_client_conn", "max_client_conn"),
     ("query_wait_timeout", "failover_hold"),
     ("client_login_timeout", "client_login_timeout"),
+    ("server_idle_timeout", "server_idle_timeout"),
+    ("server_lifetime", "server_lifetime"),
     ("admin_users", "admin_users"),
     ("stats_users", "stats_users"),
     ("client_tls_sslmode", "client_tls_sslmode"),

@@ -22,6 +22,9 @@ const ROUTER_PORT: u16 = 6432;
 const API_PORT: u16 = 8008;
 /// As the exporter for PgBouncer has it.
 const HTTP_PORT: u16 = 9127;
+/// How long links may be unused, and live, as PgBouncer has it.
+const SERVER_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+const SERVER_LIFETIME: Duration = Duration::from_secs(3600);
 /// How long a read waits for a follower.
 const CAUSAL_WAIT: Duration = Duration::from_millis(20);
 /// Most agents that are followed.
@@ -59,6 +62,10 @@ pub struct RouterConfig {
     pub pool_mode: PoolMode,
     /// Links to the leader for each user and database.
     pub pool_size: u32,
+    /// How long a link may be unused; zero: for ever.
+    pub server_idle_timeout: Duration,
+    /// How old a link may get; zero: as old as it likes.
+    pub server_lifetime: Duration,
     /// Clients at a time.
     pub clients_max: usize,
     /// How long a client waits for a leader or a free link.
@@ -149,6 +156,8 @@ fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
     let modes = [("transaction", PoolMode::Transaction), ("session", PoolMode::Session)];
     let pool_mode = section.choice("pool_mode", &modes).unwrap_or_default();
     let pool_size = section.count("pool_size", 1, 100_000).unwrap_or(20);
+    let server_idle_timeout = section.span("server_idle_timeout").unwrap_or(SERVER_IDLE_TIMEOUT);
+    let server_lifetime = section.span("server_lifetime").unwrap_or(SERVER_LIFETIME);
     let clients_max = section.count("max_client_conn", 1, 1_000_000).unwrap_or(10_000);
     let failover_hold = section.span("failover_hold").unwrap_or(Duration::from_secs(30));
     let login_timeout = section.span("client_login_timeout").unwrap_or(Duration::from_secs(60));
@@ -177,6 +186,8 @@ fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
         threads,
         pool_mode,
         pool_size,
+        server_idle_timeout,
+        server_lifetime,
         clients_max: usize::try_from(clients_max).unwrap_or(usize::MAX),
         failover_hold,
         login_timeout,

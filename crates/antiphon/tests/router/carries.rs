@@ -273,3 +273,47 @@ async fn a_router_that_is_told_to_end_lets_transactions_end_and_another_at_its_a
     let rows = routed.client().await.query_one("SELECT count(*) FROM t", &[]).await.unwrap();
     assert_eq!(rows.get::<_, i64>(0), 2);
 }
+
+#[tokio::test]
+async fn links_that_nobody_uses_are_closed_and_none_lives_for_ever() {
+    let settings = "  threads: 1\n  server_idle_timeout: 2s\n  server_lifetime: 4s\n";
+    let routed = Routed::start("lifetimes", 1, settings).await;
+    let client = routed.client().await;
+    let process = async || client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get::<_, i32>(0);
+    let first = process().await;
+    assert_eq!(process().await, first, "it is used again meanwhile");
+    let direct = routed.direct(0).await;
+    let gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)";
+    wait_until("the unused link is closed", Duration::from_secs(20), async || {
+        direct.query_one(gone, &[&first]).await.unwrap().get::<_, bool>(0)
+    })
+    .await;
+    let second = process().await;
+    wait_until("a link that is used all the time is replaced", Duration::from_secs(20), async || {
+        process().await != second
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_statement_is_prepared_anew_for_who_prepares_it_after_the_schema_has_changed() {
+    let routed = Routed::start("schemas", 1, "  threads: 1\n  pool_size: 1\n").await;
+    let (a, b) = (routed.client().await, routed.client().await);
+    a.batch_execute("CREATE TABLE t (v int); INSERT INTO t VALUES (7)").await.unwrap();
+    let before = a.prepare("SELECT v FROM t").await.unwrap();
+    assert_eq!(a.query_one(&before, &[]).await.unwrap().get::<_, i32>(0), 7);
+    b.batch_execute("ALTER TABLE t ALTER v TYPE text USING v::text").await.unwrap();
+    let after = b.prepare("SELECT v FROM t").await.unwrap();
+    assert_eq!(b.query_one(&after, &[]).await.unwrap().get::<_, &str>(0), "7");
+    // As a connection of its own would be told.
+    assert_eq!(code(&a.query_one(&before, &[]).await.unwrap_err()), "0A000");
+    let again = a.prepare("SELECT v FROM t").await.unwrap();
+    assert_eq!(a.query_one(&again, &[]).await.unwrap().get::<_, &str>(0), "7");
+    // Changed by a function, which nobody sees: the server's refusal tells.
+    b.batch_execute("DO $$ BEGIN EXECUTE 'ALTER TABLE t ALTER v TYPE int USING v::int'; END $$")
+        .await
+        .unwrap();
+    assert_eq!(code(&a.query_one(&again, &[]).await.unwrap_err()), "0A000");
+    let third = a.prepare("SELECT v FROM t").await.unwrap();
+    assert_eq!(a.query_one(&third, &[]).await.unwrap().get::<_, i32>(0), 7);
+}

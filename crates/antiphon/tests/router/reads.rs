@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
-
-use antiphon::demo::cluster::PASSWORD;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use super::failover::epoch;
 use super::support::{Routed, UP_WITHIN, code, wait_until};
@@ -41,15 +39,6 @@ async fn wait_for_followers(routed: &Routed) {
         route.starts_with("follower")
     })
     .await;
-}
-
-/// A client of one member's server, past the router.
-async fn direct(routed: &Routed, index: usize) -> Client {
-    let mut config = Config::new();
-    config.host("127.0.0.1").port(routed.cluster.nodes[index].server_port).user("postgres");
-    let (client, connection) = config.password(PASSWORD).dbname("postgres").connect(NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
 }
 
 #[tokio::test]
@@ -317,7 +306,7 @@ async fn no_session_sees_less_than_it_wrote_or_saw() {
     let leader = routed.cluster.leader().await.unwrap();
     let mut followers = Vec::new();
     for index in (0..3).filter(|index| *index != leader) {
-        followers.push(direct(&routed, index).await);
+        followers.push(routed.direct(index).await);
     }
     // By turns, each follower stops replaying for a while and then has to catch up.
     for round in 0..30 {
@@ -453,7 +442,7 @@ async fn what_one_session_wrote_another_one_sees_that_was_handed_its_token() {
     writer.batch_execute("CREATE TABLE t (n int); INSERT INTO t VALUES (0)").await.unwrap();
     wait_for_followers(&routed).await;
     let leader = routed.cluster.leader().await.unwrap();
-    let follower = direct(&routed, 1 - leader).await;
+    let follower = routed.direct(1 - leader).await;
     for round in 1..=20 {
         follower.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
         writer.batch_execute(&format!("UPDATE t SET n = {round}")).await.unwrap();

@@ -68,6 +68,15 @@ impl Routed {
         Ok(client)
     }
 
+    /// A client of one member's server, past the router.
+    pub async fn direct(&self, index: usize) -> Client {
+        let mut config = Config::new();
+        config.host("127.0.0.1").port(self.cluster.nodes[index].server_port).user("postgres");
+        let (client, connection) = config.password(PASSWORD).dbname("postgres").connect(NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
     /// How to reach the router.
     pub fn config(&self, database: &str) -> Config {
         let mut config = Config::new();
