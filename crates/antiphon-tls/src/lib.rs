@@ -11,6 +11,7 @@
 
 mod explain;
 mod files;
+mod postgres;
 mod stream;
 mod verify;
 
@@ -30,6 +31,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 pub use crate::explain::{explain, reason, rejection};
 pub use crate::files::{File, Identity, TlsError, days_left};
+pub use crate::postgres::{Connector, Session};
 pub use crate::stream::{Stream, farewell};
 pub use tokio_rustls::client::TlsStream as ClientStream;
 
@@ -242,6 +244,11 @@ impl ClientTls {
             io::Error::new(io::ErrorKind::InvalidInput, format!("{host:?} is not a host name"))
         })?;
         TlsConnector::from(self.0.get()).connect(name, stream).await
+    }
+
+    /// How the client library of PostgreSQL makes its connections by these files.
+    pub fn connector(&self) -> Connector {
+        Connector::new(self.clone())
     }
 }
 

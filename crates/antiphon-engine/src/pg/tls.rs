@@ -4,15 +4,8 @@
 //! they mean the same, but that revocation lists and channel binding are not used: nothing but a timeline is
 //! asked for on this connection, and a password never crosses it in the clear (SCRAM).
 
-use std::future::Future;
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use antiphon_tls::{ClientFiles, ClientStream, ClientTls, File, Identity, TlsError, Trust};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use antiphon_tls::{ClientFiles, ClientTls, Connector, File, Identity, TlsError, Trust};
 use tokio_postgres::config::SslMode;
-use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 
 use super::settings::Credentials;
 
@@ -35,78 +28,5 @@ pub(super) fn of(role: &Credentials) -> Result<(SslMode, Connector), TlsError> {
     };
     let identity = file("sslcert").map(|certificates| Identity { certificates, key: file("sslkey") });
     let tls = ClientTls::load(&ClientFiles { identity, trust })?;
-    Ok((mode, Connector { tls, host: String::new() }))
-}
-
-/// Makes TLS sessions for one host.
-#[derive(Clone)]
-pub(super) struct Connector {
-    tls: ClientTls,
-    host: String,
-}
-
-impl<S> MakeTlsConnect<S> for Connector
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    type Stream = Session<S>;
-    type TlsConnect = Self;
-    type Error = io::Error;
-
-    fn make_tls_connect(&mut self, host: &str) -> io::Result<Self> {
-        Ok(Self { tls: self.tls.clone(), host: host.to_owned() })
-    }
-}
-
-impl<S> TlsConnect<S> for Connector
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    type Stream = Session<S>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Session<S>>> + Send>>;
-
-    fn connect(self, stream: S) -> Self::Future {
-        Box::pin(async move {
-            let session = self.tls.connect_over(&self.host, stream).await;
-            session.map(Session).map_err(|error| io::Error::new(error.kind(), antiphon_tls::explain(&error)))
-        })
-    }
-}
-
-/// An encrypted connection.
-pub(super) struct Session<S>(ClientStream<S>);
-
-impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Session<S> {
-    fn channel_binding(&self) -> ChannelBinding {
-        ChannelBinding::none()
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Session<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Session<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
-    }
+    Ok((mode, tls.connector()))
 }
