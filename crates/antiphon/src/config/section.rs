@@ -142,10 +142,14 @@ impl<'a> Section<'a> {
 
     /// One of a few words; letter case does not matter.
     pub(super) fn choice<T: Copy>(&self, name: &str, choices: &[(&str, T)]) -> Option<T> {
-        let names = || choices.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
+        let words = || choices.iter().map(|(word, _)| *word);
         self.parsed(name, |text| {
             let found = choices.iter().find(|(word, _)| text.eq_ignore_ascii_case(word));
-            found.map(|(_, value)| *value).ok_or_else(|| format!("is none of {}", names()))
+            found.map(|(_, value)| *value).ok_or_else(|| {
+                let hint = nearest(text, words()).map(|word| format!("; did you mean {word}?"));
+                let known = words().collect::<Vec<_>>().join(", ");
+                format!("is none of {known}{}", hint.unwrap_or_default())
+            })
         })
     }
 
