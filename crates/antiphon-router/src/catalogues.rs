@@ -9,14 +9,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::dial::{self, described};
+use crate::settings::Account;
+use crate::shared::{Note, Shared, Target, lock};
 use antiphon_sql::Catalogue;
 use antiphon_sql::catalogue::QUERY;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::NoTls;
-
-use crate::settings::Account;
-use crate::shared::{Note, Shared, Target, lock};
 
 /// How often a catalogue is read that nobody is known to have changed.
 const EVERY: Duration = Duration::from_secs(15);
@@ -114,7 +113,7 @@ async fn keep(
         let leader = follows.borrow().leader;
         let began = Instant::now();
         let read = match leader {
-            Some(leader) => timeout(READ_MAX, read(&account, &database, leader)).await,
+            Some(leader) => timeout(READ_MAX, read(&shared, &account, &database, leader)).await,
             None => Ok(Err("the cluster has no leader".to_owned())),
         };
         let rest = SETTLES.max(began.elapsed() * RESTS_FOR);
@@ -157,14 +156,16 @@ async fn keep(
 }
 
 /// The rows of which a catalogue is made.
-async fn read(account: &Account, database: &str, leader: SocketAddr) -> Result<Vec<[String; 6]>, String> {
-    let described = |error: tokio_postgres::Error| match std::error::Error::source(&error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    };
-    let mut config = account.config(leader);
+async fn read(
+    shared: &Shared,
+    account: &Account,
+    database: &str,
+    leader: SocketAddr,
+) -> Result<Vec<[String; 6]>, String> {
+    let described = |error: tokio_postgres::Error| described(&error);
+    let (mut config, connector) = dial::config(shared, account, leader);
     config.dbname(database);
-    let (client, connection) = config.connect(NoTls).await.map_err(described)?;
+    let (client, connection) = config.connect(connector).await.map_err(described)?;
     let drives = async {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "the connection for a catalogue ended");

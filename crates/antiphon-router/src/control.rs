@@ -1,16 +1,17 @@
 //! The control task: follows the cluster, looks users up, sends cancel requests. All that may take a while.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 use crate::catalogues::Keepers;
+use crate::dial::{self, described, is_hopeless};
 use crate::follow;
 use crate::scram::Verifier;
 use crate::settings::{AuthQuery, Authentication};
@@ -91,7 +92,7 @@ async fn answer(shared: &Shared, ask: Ask, own: &OwnLink, follows: watch::Receiv
             shared.note(thread, Note::User(client, found));
         }
         Ask::Cancel { thread, link, server, process, key } => {
-            if timeout(CANCEL_MAX, cancel(server, process, &key)).await.is_err() {
+            if timeout(CANCEL_MAX, cancel(shared, server, process, &key)).await.is_err() {
                 tracing::debug!(%server, "a cancel request was not dealt with in time");
             }
             shared.note(thread, Note::Cancelled(link.0, link.1));
@@ -100,14 +101,20 @@ async fn answer(shared: &Shared, ask: Ask, own: &OwnLink, follows: watch::Receiv
 }
 
 /// Sends a cancel request and waits until the server has dealt with it: it closes the connection then.
-async fn cancel(server: SocketAddr, process: u32, key: &[u8]) {
+async fn cancel(shared: &Shared, server: SocketAddr, process: u32, key: &[u8]) {
     let send = async {
-        let mut stream = TcpStream::connect(server).await?;
+        let mut stream = dial::stream(shared, server).await?;
         stream.write_all(&messages::cancel(process, key)).await?;
-        stream.read(&mut [0; 1]).await
+        stream.flush().await?;
+        match stream.read(&mut [0; 1]).await {
+            // Inside TLS some servers leave without a goodbye.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+            ended => ended,
+        }
     };
     if let Err(error) = send.await {
-        tracing::debug!(%error, %server, "could not send a cancel request");
+        let why = antiphon_tls::explain(&error);
+        tracing::debug!(why, %server, "could not send a cancel request");
     }
 }
 
@@ -125,12 +132,13 @@ async fn look_up(
     while Instant::now() < until {
         let leader = follows.borrow_and_update().leader;
         if let Some(leader) = leader {
-            match timeout(LOOKUP_MAX, ask(query, user, leader, own)).await {
+            match timeout(LOOKUP_MAX, ask(shared, query, user, leader, own)).await {
                 Ok(Ok(verifier)) => {
                     shared.set_verifier(user, verifier.clone());
                     return Ok(verifier);
                 }
-                Ok(Err(error)) => why = error,
+                Ok(Err(failed)) if failed.for_good && known.is_none() => return Err(failed.why),
+                Ok(Err(failed)) => why = failed.why,
                 Err(_) => why = format!("{leader} did not answer the auth_query within {LOOKUP_MAX:?}"),
             }
             *own.lock().await = None;
@@ -151,16 +159,30 @@ async fn look_up(
     Err(why)
 }
 
+/// A question to a server that has no answer.
+struct Failed {
+    why: String,
+    /// Another attempt would fail alike.
+    for_good: bool,
+}
+
+impl From<tokio_postgres::Error> for Failed {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self { why: described(&error), for_good: is_hopeless(&error) }
+    }
+}
+
 async fn ask(
+    shared: &Shared,
     query: &AuthQuery,
     user: &str,
     leader: SocketAddr,
     own: &OwnLink,
-) -> Result<Option<Verifier>, String> {
-    let client = connected(query, leader, own).await.map_err(|error| described(&error))?;
-    let row = client.query_opt(&query.query, &[&user]).await.map_err(|error| described(&error))?;
+) -> Result<Option<Verifier>, Failed> {
+    let client = connected(shared, query, leader, own).await?;
+    let row = client.query_opt(&query.query, &[&user]).await?;
     let Some(row) = row else { return Ok(None) };
-    let stored: Option<&str> = row.try_get(1).map_err(|error| described(&error))?;
+    let stored: Option<&str> = row.try_get(1)?;
     match stored.map(Verifier::parse) {
         Some(Ok(verifier)) => Ok(Some(verifier)),
         Some(Err(error)) => {
@@ -171,15 +193,8 @@ async fn ask(
     }
 }
 
-/// An error with its cause, which has what the server said.
-fn described(error: &tokio_postgres::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
-}
-
 async fn connected(
+    shared: &Shared,
     query: &AuthQuery,
     leader: SocketAddr,
     own: &OwnLink,
@@ -191,9 +206,9 @@ async fn connected(
     {
         return Ok(client.clone());
     }
-    let mut config = query.account.config(leader);
+    let (mut config, connector) = dial::config(shared, &query.account, leader);
     config.connect_timeout(LOOKUP_MAX);
-    let (client, connection) = config.connect(NoTls).await?;
+    let (client, connection) = config.connect(connector).await?;
     tokio::spawn(connection);
     let client = Arc::new(client);
     *own = Some((leader, client.clone()));

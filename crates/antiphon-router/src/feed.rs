@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
-use tokio_postgres::{Client, NoTls};
 
+use crate::dial::{self, described};
 use crate::positions::{Feed, Follower, Reading, end_of_wal};
 use crate::settings::Account;
 use crate::shared::{Shared, lock};
@@ -150,7 +151,7 @@ async fn sample(shared: Arc<Shared>, account: Account, address: SocketAddr, who:
     let mut pause = PAUSE;
     let mut told = false;
     loop {
-        match connected(&account, address).await {
+        match connected(&shared, &account, address).await {
             Ok((client, mut connection)) => {
                 who.feed().connected();
                 (pause, told) = (PAUSE, false);
@@ -173,9 +174,13 @@ async fn sample(shared: Arc<Shared>, account: Account, address: SocketAddr, who:
     }
 }
 
-async fn connected(account: &Account, address: SocketAddr) -> Result<(Client, Task), String> {
-    let config = account.config(address);
-    let connected = timeout(ANSWER_MAX, config.connect(NoTls)).await;
+async fn connected(
+    shared: &Shared,
+    account: &Account,
+    address: SocketAddr,
+) -> Result<(Client, Task), String> {
+    let (config, connector) = dial::config(shared, account, address);
+    let connected = timeout(ANSWER_MAX, config.connect(connector)).await;
     let (client, connection) =
         connected.map_err(|_| "it did not answer".to_owned())?.map_err(|error| described(&error))?;
     let drives = async {
@@ -233,14 +238,6 @@ async fn samples_until_error(
         }
         shared.sampled();
         shared.pace.next(|| shared.clock_ms(), [URGENT, READ, IDLE]).await;
-    }
-}
-
-/// An error with its cause, which has what the server said.
-fn described(error: &tokio_postgres::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
     }
 }
 

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use antiphon_tls::{ClientTls, Stream};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -30,6 +31,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(200);
 /// Events that wait to be read.
 const EVENTS_MAX: usize = 64;
+/// The first byte of a complaint in TLS, which no answer in HTTP begins with.
+const ALERT: u8 = 0x15;
 /// How long a host name may take to be looked up.
 const RESOLVE_MAX: Duration = Duration::from_secs(2);
 
@@ -38,7 +41,7 @@ pub async fn run(shared: Arc<Shared>, target: watch::Sender<Target>) {
     let (tell, mut told) = mpsc::channel(EVENTS_MAX);
     let mut followers = JoinSet::new();
     for (number, agent) in shared.settings.agents.iter().cloned().enumerate() {
-        followers.spawn(follow(number, agent, tell.clone()));
+        followers.spawn(follow(number, agent, shared.settings.agents_tls.clone(), tell.clone()));
     }
     drop(tell);
     let mut seen: BTreeMap<usize, Seen> = BTreeMap::new();
@@ -59,7 +62,7 @@ pub async fn run(shared: Arc<Shared>, target: watch::Sender<Target>) {
             (None, _) => Target { epoch, leader: None },
             (Some(leader), Some((known, target))) if leader == known && target.epoch == epoch => *target,
             (Some(leader), _) => {
-                let next = Target { epoch, leader: resolve(&leader.host, leader.port).await };
+                let next = Target { epoch, leader: resolve(&shared, &leader.host, leader.port).await };
                 resolved = next.leader.map(|_| (leader.clone(), next));
                 next
             }
@@ -71,7 +74,7 @@ pub async fn run(shared: Arc<Shared>, target: watch::Sender<Target>) {
             target.send_replace(next);
         }
         if let Some(readers) = &mut readers
-            && let Some(reading) = readers.look(&seen, epoch, leader.as_ref(), next).await
+            && let Some(reading) = readers.look(&shared, &seen, epoch, leader.as_ref(), next).await
         {
             shared.set_target(next, Some(reading));
         }
@@ -113,6 +116,7 @@ impl Readers {
     /// The picture for the threads, if it is another one than before.
     async fn look(
         &mut self,
+        shared: &Shared,
         seen: &BTreeMap<usize, Seen>,
         newest: u64,
         leader: Option<&Leader>,
@@ -132,7 +136,7 @@ impl Readers {
             match address {
                 Some(known) => resolved.push(known.clone()),
                 None => {
-                    let address = resolve(&member.host, member.port).await;
+                    let address = resolve(shared, &member.host, member.port).await;
                     resolved.extend(address.map(|address| (member.name.clone(), address)));
                 }
             }
@@ -146,7 +150,8 @@ impl Readers {
     }
 }
 
-async fn resolve(host: &str, port: u16) -> Option<SocketAddr> {
+/// The address of a server, which keeps its name: its certificate is for that.
+async fn resolve(shared: &Shared, host: &str, port: u16) -> Option<SocketAddr> {
     let found = timeout(RESOLVE_MAX, tokio::net::lookup_host((host, port))).await;
     let addresses: Vec<_> = match found {
         Ok(Ok(addresses)) => addresses.collect(),
@@ -155,7 +160,8 @@ async fn resolve(host: &str, port: u16) -> Option<SocketAddr> {
     if addresses.is_empty() {
         tracing::warn!(host, "a server's host has no address; sessions do not go there");
     }
-    addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).copied()
+    let address = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).copied();
+    address.inspect(|address| shared.set_host(*address, host))
 }
 
 /// What comes from an agent.
@@ -165,10 +171,20 @@ enum News {
     Silence,
 }
 
-async fn follow(number: usize, agent: String, tell: mpsc::Sender<(usize, News)>) {
+async fn follow(number: usize, agent: String, tls: Option<ClientTls>, tell: mpsc::Sender<(usize, News)>) {
+    let mut told = false;
     loop {
-        if let Err(why) = read_events(number, &agent, &tell).await {
-            tracing::debug!(agent, why, "an agent's events broke off");
+        match read_events(number, &agent, tls.as_ref(), &tell).await {
+            Ok(()) => {}
+            Err(End::BrokeOff(why)) => {
+                tracing::debug!(agent, why, "an agent's events broke off");
+                told = false;
+            }
+            Err(End::NoTls(why)) if told => tracing::debug!(agent, why, "an agent cannot be followed"),
+            Err(End::NoTls(why)) => {
+                tracing::warn!(agent, why, "an agent cannot be followed (router.agents_tls)");
+                told = true;
+            }
         }
         if tell.send((number, News::Silence)).await.is_err() {
             return;
@@ -177,31 +193,67 @@ async fn follow(number: usize, agent: String, tell: mpsc::Sender<(usize, News)>)
     }
 }
 
-async fn read_events(number: usize, agent: &str, tell: &mpsc::Sender<(usize, News)>) -> Result<(), String> {
-    let stream = timeout(CONNECT_MAX, TcpStream::connect(agent)).await;
-    let mut stream =
-        stream.map_err(|_| "no connection in time".to_owned())?.map_err(|error| error.to_string())?;
+/// Why an agent is not heard any more.
+enum End {
+    /// The connection broke, or there was none.
+    BrokeOff(String),
+    /// The two do not agree on TLS: it does not pass by itself.
+    NoTls(String),
+}
+
+impl From<String> for End {
+    fn from(why: String) -> Self {
+        Self::BrokeOff(why)
+    }
+}
+
+async fn connected(agent: &str, tls: Option<&ClientTls>) -> Result<Stream, End> {
+    let connect = async {
+        let stream = TcpStream::connect(agent).await?;
+        match tls {
+            None => Ok(Stream::Plain(stream)),
+            Some(tls) => {
+                let host = agent.rsplit_once(':').map_or(agent, |(host, _)| host);
+                tls.connect(host.trim_start_matches('[').trim_end_matches(']'), stream).await
+            }
+        }
+    };
+    let stream = timeout(CONNECT_MAX, connect).await.map_err(|_| "no connection in time".to_owned())?;
+    stream.map_err(|error| broken(&error))
+}
+
+async fn read_events(
+    number: usize,
+    agent: &str,
+    tls: Option<&ClientTls>,
+    tell: &mpsc::Sender<(usize, News)>,
+) -> Result<(), End> {
+    let mut stream = connected(agent, tls).await?;
     // In HTTP/1.0 the answer ends with its connection and has no chunks.
     let request = format!("GET /events HTTP/1.0\r\nHost: {agent}\r\nAccept: text/event-stream\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+    stream.write_all(request.as_bytes()).await.map_err(|error| broken(&error))?;
+    stream.flush().await.map_err(|error| broken(&error))?;
     let mut buffer = Vec::new();
     let mut answered = false;
     let mut part = vec![0; 16 * 1024];
     loop {
         let bytes = timeout(SILENCE_MAX, stream.read(&mut part)).await;
-        let bytes = bytes.map_err(|_| "silence".to_owned())?.map_err(|error| error.to_string())?;
+        let bytes = bytes.map_err(|_| "silence".to_owned())?.map_err(|error| broken(&error))?;
         if bytes == 0 {
-            return Err("the agent ended it".to_owned());
+            return Err("the agent ended it".to_owned().into());
         }
         buffer.extend_from_slice(part.get(..bytes).unwrap_or_default());
         if buffer.len() > EVENT_BYTES_MAX {
-            return Err("an event is too long".to_owned());
+            return Err("an event is too long".to_owned().into());
+        }
+        if !answered && buffer.first() == Some(&ALERT) && tls.is_none() {
+            return Err(End::NoTls("it speaks TLS, and is asked in the clear".to_owned()));
         }
         if !answered {
             let Some(end) = end_of(&buffer, b"\r\n\r\n") else { continue };
             let head: Vec<u8> = buffer.drain(..end).collect();
             if !head.starts_with(b"HTTP/1.") || head.get(9..12) != Some(b"200") {
-                return Err("the agent has no events for us".to_owned());
+                return Err("the agent has no events for us".to_owned().into());
             }
             answered = true;
         }
@@ -214,6 +266,11 @@ async fn read_events(number: usize, agent: &str, tell: &mpsc::Sender<(usize, New
             }
         }
     }
+}
+
+/// In TLS 1.3 the verdict on a certificate comes when the connection seems to stand already.
+fn broken(error: &std::io::Error) -> End {
+    antiphon_tls::reason(error).map_or_else(|| End::BrokeOff(error.to_string()), End::NoTls)
 }
 
 fn end_of(buffer: &[u8], mark: &[u8]) -> Option<usize> {

@@ -13,6 +13,7 @@ mod catalogues;
 pub mod consistency;
 pub mod console;
 mod control;
+mod dial;
 pub mod downstream;
 mod feed;
 mod follow;
@@ -43,5 +44,8 @@ pub mod wire;
 mod worker;
 
 pub use positions::Consistency;
-pub use settings::{Account, AuthQuery, Authentication, Console, PoolMode, Reads, Settings};
+pub use settings::{
+    Account, AuthQuery, Authentication, ClientsTls, Console, Encryption, PoolMode, Reads, ServersTls,
+    Settings,
+};
 pub use start::{Handle, Router, StartError};

@@ -122,6 +122,8 @@ pub struct Socket {
     pub other: Option<u64>,
     /// The server's process.
     pub process: u32,
+    /// What TLS it is inside of; empty in the clear.
+    pub tls: String,
     /// What the client calls itself.
     pub application_name: String,
     /// Statements that are prepared.

@@ -11,6 +11,10 @@ use sha2::{Digest, Sha256};
 
 /// The mechanism's name.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
+/// Its name where the login is bound to the connection on which it is made.
+pub const MECHANISM_BOUND: &str = "SCRAM-SHA-256-PLUS";
+/// How a client begins that binds its login to the server's certificate.
+const BINDS: &str = "p=tls-server-end-point";
 /// Random bytes in a nonce.
 pub const NONCE_BYTES: usize = 18;
 /// Longest message of an exchange, in bytes.
@@ -28,6 +32,12 @@ pub enum ScramError {
     /// The proof is not that of the password.
     #[error("password authentication failed")]
     WrongPassword,
+    /// The client would bind its login to the connection, and believes that this was not offered.
+    #[error("SCRAM channel binding negotiation error")]
+    NotSeen,
+    /// The login is bound to another connection.
+    #[error("SCRAM channel binding check failed")]
+    OtherConnection,
     /// What stands where a verifier should.
     #[error("not a SCRAM-SHA-256 verifier; set password_encryption = 'scram-sha-256' and the password again")]
     NotAVerifier,
@@ -91,6 +101,17 @@ impl Verifier {
     }
 }
 
+/// Whether a login is bound to the connection on which it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binding<'a> {
+    /// It cannot be.
+    NotOffered,
+    /// It could be, and the client chose otherwise.
+    Declined,
+    /// To a server with a certificate of this hash.
+    EndPoint(&'a [u8]),
+}
+
 /// The server's side, between its first message and the client's last one.
 #[derive(Clone, Debug)]
 pub struct Exchange {
@@ -110,12 +131,25 @@ impl Exchange {
         verifier: Verifier,
         first: &[u8],
         random: &[u8; NONCE_BYTES],
+        binding: Binding<'_>,
     ) -> Result<(Self, String), ScramError> {
         let first = std::str::from_utf8(first).map_err(|_| ScramError::Malformed("not UTF-8"))?;
         let mut parts = first.splitn(3, ',');
         let (flag, name, bare) = (parts.next(), parts.next(), parts.next());
-        let (Some(flag @ ("n" | "y")), Some(name), Some(bare)) = (flag, name, bare) else {
-            return Err(ScramError::Malformed("channel binding was not offered"));
+        let (Some(flag), Some(name), Some(bare)) = (flag, name, bare) else {
+            return Err(ScramError::Malformed("it is cut off"));
+        };
+        let bound_to: &[u8] = match (flag, binding) {
+            ("n", Binding::NotOffered | Binding::Declined) | ("y", Binding::NotOffered) => &[],
+            // Somebody in between may have taken the offer away.
+            ("y", Binding::Declined) => return Err(ScramError::NotSeen),
+            (BINDS, Binding::EndPoint(hash)) => hash,
+            (_, Binding::EndPoint(_)) => {
+                return Err(ScramError::Malformed("only tls-server-end-point binds to this connection"));
+            }
+            (_, Binding::NotOffered | Binding::Declined) => {
+                return Err(ScramError::Malformed("this mechanism has no channel binding"));
+            }
         };
         let theirs = attribute(bare, "r").filter(|nonce| (1..=256).contains(&nonce.len()));
         let theirs = theirs.ok_or(ScramError::Malformed("no nonce"))?;
@@ -126,7 +160,7 @@ impl Exchange {
         let ours = format!("r={nonce},s={},i={}", BASE64.encode(&verifier.salt), verifier.iterations);
         let exchange = Self {
             verifier,
-            binding: BASE64.encode(format!("{flag},{name},")),
+            binding: BASE64.encode([flag.as_bytes(), b",", name.as_bytes(), b",", bound_to].concat()),
             nonce,
             said: format!("{bare},{ours}"),
         };
@@ -140,8 +174,11 @@ impl Exchange {
     pub fn finish(&self, last: &[u8]) -> Result<(Credentials, String), ScramError> {
         let last = std::str::from_utf8(last).map_err(|_| ScramError::Malformed("not UTF-8"))?;
         let (unproved, proof) = last.rsplit_once(",p=").ok_or(ScramError::Malformed("no proof"))?;
-        if attribute(unproved, "c") != Some(&self.binding) || attribute(unproved, "r") != Some(&self.nonce) {
-            return Err(ScramError::Malformed("nonce or channel binding differ"));
+        if attribute(unproved, "c") != Some(&self.binding) {
+            return Err(ScramError::OtherConnection);
+        }
+        if attribute(unproved, "r") != Some(&self.nonce) {
+            return Err(ScramError::Malformed("the nonce differs"));
         }
         let proof: Key = BASE64
             .decode(proof)
@@ -252,8 +289,9 @@ mod tests {
     #[test]
     fn the_proof_of_the_standard_gives_the_client_key() {
         let (verifier, client_key) = known();
+        let first = b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO";
         let (mut exchange, _) =
-            Exchange::begin(verifier, b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO", &[0; NONCE_BYTES]).unwrap();
+            Exchange::begin(verifier, first, &[0; NONCE_BYTES], Binding::NotOffered).unwrap();
         // The server's nonce of the standard is not base64, so it is put in by hand.
         exchange.nonce = "rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0".into();
         exchange.said =
@@ -271,7 +309,8 @@ mod tests {
             let (stored_key, server_key) = (verifier.stored_key, verifier.server_key);
             let credentials = Credentials { client_key: key, stored_key, server_key };
             let (mut login, first) = Login::begin(credentials.clone(), &[1; NONCE_BYTES]);
-            let (exchange, answer) = Exchange::begin(verifier.clone(), first.as_bytes(), &[2; 18]).unwrap();
+            let (exchange, answer) =
+                Exchange::begin(verifier.clone(), first.as_bytes(), &[2; 18], Binding::Declined).unwrap();
             let last = login.prove(answer.as_bytes()).unwrap();
             match exchange.finish(last.as_bytes()) {
                 Ok((proved, ours)) => {
@@ -285,13 +324,47 @@ mod tests {
     }
 
     #[test]
+    fn a_login_is_bound_to_its_connection_and_no_offer_is_taken_away() {
+        let (verifier, client_key) = known();
+        let begin = |first: &[u8], binding| Exchange::begin(verifier.clone(), first, &[2; 18], binding);
+        let (hash, other) = ([3u8; 32], [4u8; 32]);
+        for (offered, fits) in [(&hash, true), (&other, false)] {
+            let first = b"p=tls-server-end-point,,n=,r=abc";
+            let (exchange, answer) = begin(first, Binding::EndPoint(offered)).unwrap();
+            let channel = BASE64.encode([&b"p=tls-server-end-point,,"[..], &hash].concat());
+            let unproved = format!("c={channel},r={}", exchange.nonce);
+            let said = format!("n=,r=abc,{answer},{unproved}");
+            let proof = xor(client_key, hmac(&verifier.stored_key, said.as_bytes()));
+            let last = format!("{unproved},p={}", BASE64.encode(proof));
+            match exchange.finish(last.as_bytes()) {
+                Ok((credentials, _)) => assert!(fits && credentials.client_key == client_key),
+                Err(error) => assert!(!fits && error == ScramError::OtherConnection, "{error}"),
+            }
+        }
+        let refusal = |first: &[u8], binding| begin(first, binding).map(drop).unwrap_err();
+        assert_eq!(refusal(b"y,,n=,r=abc", Binding::Declined), ScramError::NotSeen);
+        assert!(begin(b"y,,n=,r=abc", Binding::NotOffered).is_ok());
+        for (first, binding) in [
+            ("n,,n=,r=abc", Binding::EndPoint(&hash)),
+            ("y,,n=,r=abc", Binding::EndPoint(&hash)),
+            ("p=tls-unique,,n=,r=abc", Binding::EndPoint(&hash)),
+            ("p=tls-server-end-point,,n=,r=abc", Binding::Declined),
+            ("p=tls-server-end-point,,n=,r=abc", Binding::NotOffered),
+        ] {
+            let told = refusal(first.as_bytes(), binding);
+            assert!(matches!(told, ScramError::Malformed(_)), "{first:?} {binding:?}");
+        }
+    }
+
+    #[test]
     fn nothing_malformed_passes() {
         let (verifier, _) = known();
         for first in [&b""[..], b"n", b"n,,", b"n,,n=x", b"p=tls-unique,,n=,r=abc", b"n,,m=1,r=abc", b"\xff"]
         {
-            assert!(Exchange::begin(verifier.clone(), first, &[0; 18]).is_err(), "{first:?}");
+            let begun = Exchange::begin(verifier.clone(), first, &[0; 18], Binding::NotOffered);
+            assert!(matches!(begun, Err(ScramError::Malformed(_))), "{first:?}");
         }
-        let (exchange, _) = Exchange::begin(verifier, b"n,,n=,r=abc", &[0; 18]).unwrap();
+        let (exchange, _) = Exchange::begin(verifier, b"n,,n=,r=abc", &[0; 18], Binding::NotOffered).unwrap();
         for last in [&b""[..], b"c=biws,r=abc,p=", b",p=AAAA", b"\xff,p=x"] {
             assert!(exchange.finish(last).is_err(), "{last:?}");
         }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use antiphon_tls::{ClientTls, ServerTls};
 use tokio_postgres::Config;
 
 use crate::positions::Consistency;
@@ -16,6 +17,8 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// The members' APIs, as `host:port`; their events say who leads.
     pub agents: Vec<String>,
+    /// How the members' APIs are spoken to; none: in the clear.
+    pub agents_tls: Option<ClientTls>,
     /// The name of the cluster whose events count.
     pub scope: Option<String>,
     /// Threads that carry traffic, 1 to 64.
@@ -42,6 +45,10 @@ pub struct Settings {
     pub console: Console,
     /// How a point in time is shown, in seconds since 1970.
     pub show_time: fn(u64) -> String,
+    /// How clients are spoken to inside TLS; none: in the clear only.
+    pub clients_tls: Option<ClientsTls>,
+    /// How servers are spoken to.
+    pub servers_tls: ServersTls,
 }
 
 /// Who may use the console; with nobody there is none, and its databases are like any other.
@@ -80,6 +87,48 @@ impl PoolMode {
     }
 }
 
+/// How clients are spoken to inside TLS.
+#[derive(Clone, Debug)]
+pub struct ClientsTls {
+    pub(crate) tls: ServerTls,
+    /// Nobody is let in in the clear.
+    pub(crate) required: bool,
+    /// What logins can be bound to.
+    pub(crate) end_point: Option<Vec<u8>>,
+}
+
+impl ClientsTls {
+    /// By these files; `required`: nobody is let in in the clear.
+    pub fn new(tls: &ServerTls, required: bool) -> Self {
+        Self { tls: tls.for_postgresql(), required, end_point: tls.end_point() }
+    }
+}
+
+/// How servers are spoken to.
+#[derive(Clone, Debug)]
+pub struct ServersTls {
+    pub(crate) tls: ClientTls,
+    pub(crate) encryption: Encryption,
+}
+
+impl ServersTls {
+    /// By these files, if at all.
+    pub fn new(tls: &ClientTls, encryption: Encryption) -> Self {
+        Self { tls: tls.for_postgresql(), encryption }
+    }
+}
+
+/// Whether servers are spoken to inside TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    /// Never.
+    Off,
+    /// If the server speaks it.
+    Preferred,
+    /// Always, or not at all.
+    Required,
+}
+
 /// How reads go to followers.
 #[derive(Clone, Debug)]
 pub struct Reads {
@@ -103,10 +152,11 @@ pub struct Account {
 }
 
 impl Account {
-    /// How to connect to a server.
-    pub fn config(&self, server: SocketAddr) -> Config {
+    /// How to connect to a server that is known by this name.
+    pub fn config(&self, server: SocketAddr, host: &str) -> Config {
         let mut config = Config::new();
-        config.host(server.ip().to_string()).port(server.port()).user(&self.user).dbname(&self.database);
+        config.host(host).hostaddr(server.ip()).port(server.port());
+        config.user(&self.user).dbname(&self.database);
         config.application_name("antiphon router");
         if let Some(password) = &self.password {
             config.password(password);

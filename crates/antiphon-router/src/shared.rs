@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_millis(5);
 const VERIFIER_FRESH: Duration = Duration::from_secs(5);
 /// Verifiers that are kept.
 const VERIFIERS_MAX: usize = 10_000;
+/// Names of servers that are kept.
+const HOSTS_MAX: usize = 1000;
 
 /// Where sessions go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -233,6 +235,7 @@ pub struct Shared {
     pub gates: Gates,
     began: Instant,
     target: Mutex<(Target, Arc<Reading>)>,
+    hosts: RwLock<HashMap<SocketAddr, String>>,
     verifiers: RwLock<HashMap<String, (Option<Verifier>, Instant)>>,
     budgets: Mutex<HashMap<PoolKey, Arc<Budget>>>,
 }
@@ -258,6 +261,7 @@ impl Shared {
             gates: Gates::default(),
             began: Instant::now(),
             target: Mutex::default(),
+            hosts: RwLock::default(),
             verifiers: RwLock::default(),
             budgets: Mutex::default(),
         }
@@ -278,6 +282,21 @@ impl Shared {
             }
         }
         self.tell_all(|| Note::Target);
+    }
+
+    /// What the members call a server; its address if they have not spoken of it.
+    pub fn host(&self, server: SocketAddr) -> String {
+        let hosts = self.hosts.read().unwrap_or_else(PoisonError::into_inner);
+        hosts.get(&server).cloned().unwrap_or_else(|| server.ip().to_string())
+    }
+
+    /// The members call a server so.
+    pub fn set_host(&self, server: SocketAddr, host: &str) {
+        let mut hosts = self.hosts.write().unwrap_or_else(PoisonError::into_inner);
+        if hosts.len() >= HOSTS_MAX {
+            hosts.clear();
+        }
+        hosts.insert(server, host.to_owned());
     }
 
     /// Where statements went, over all threads.

@@ -2,13 +2,14 @@
 //!
 //! Everything that speaks TLS here (the API, the command line, the links between members, the connections to
 //! etcd and to a server elsewhere) gets a [`ServerTls`], a [`ClientTls`] or both ([`MemberTls`]) and a
-//! [`Stream`] that is plain or encrypted. The files are read when these are loaded: with a file that is missing,
+//! [`Stream`] that is plain or encrypted; the router, whose threads move bytes themselves, a [`Connection`]. The files are read when these are loaded: with a file that is missing,
 //! a key of another certificate or a certificate that is out of date nothing starts. New files take the place of
 //! the old ones with `replace`: connections go on as they are, new ones use the new files.
 //!
 //! TLS 1.2 and 1.3 with forward secrecy only. It must not decide who may do what: it says who is at the other
 //! end, or that nobody knows.
 
+mod binding;
 mod explain;
 mod files;
 mod postgres;
@@ -19,20 +20,23 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rustls::client::WebPkiServerVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::{ClientConfig, ConfigBuilder, ConfigSide, ServerConfig, WantsVerifier};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{
+    ClientConfig, ClientConnection, ConfigBuilder, ConfigSide, ServerConfig, ServerConnection, WantsVerifier,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 pub use crate::explain::{explain, reason, rejection};
 pub use crate::files::{File, Identity, TlsError, days_left};
-pub use crate::postgres::{Connector, Session};
+pub use crate::postgres::{Connector, PROTOCOL, Session};
 pub use crate::stream::{Stream, farewell};
+pub use rustls::Connection;
 pub use tokio_rustls::client::TlsStream as ClientStream;
 
 use crate::verify::{Lenient, Named};
@@ -112,9 +116,16 @@ impl<T> Clone for Live<T> {
     }
 }
 
+/// What a side that accepts connections has loaded.
+struct Accepting {
+    config: Arc<ServerConfig>,
+    /// What a login can bind itself to.
+    end_point: Option<Vec<u8>>,
+}
+
 /// How connections are accepted. Cheap to clone; all clones see a replacement.
 #[derive(Clone)]
-pub struct ServerTls(Live<ServerConfig>);
+pub struct ServerTls(Live<Accepting>);
 
 /// How connections are made. Cheap to clone; all clones see a replacement.
 #[derive(Clone)]
@@ -148,6 +159,7 @@ impl ServerTls {
     /// Which file cannot be used, and why.
     pub fn load(files: &ServerFiles) -> Result<Self, TlsError> {
         let (certificates, key) = files::identity(&files.identity)?;
+        let end_point = certificates.first().and_then(|certificate| binding::end_point(certificate));
         let builder = protocol(ServerConfig::builder_with_provider(provider()));
         let builder = match &files.clients {
             Clients::NotAsked => builder.with_no_client_auth(),
@@ -157,7 +169,7 @@ impl ServerTls {
         let config = builder
             .with_single_cert(certificates, key)
             .map_err(|error| TlsError::unusable(&files.identity.certificates, &error.to_string()))?;
-        Ok(Self(Live::new(config)))
+        Ok(Self(Live::new(Accepting { config: Arc::new(config), end_point })))
     }
 
     /// Uses what `other` has loaded for connections from now on.
@@ -165,12 +177,38 @@ impl ServerTls {
         self.0.replace(&other.0);
     }
 
+    /// The same for clients of PostgreSQL: the protocol is named as they name it, and nothing is kept for the next
+    /// connection of a client, as PostgreSQL keeps nothing. A replacement of the files is not seen.
+    pub fn for_postgresql(&self) -> Self {
+        let loaded = self.0.get();
+        let mut config = ServerConfig::clone(&loaded.config);
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Self(Live::new(Accepting { config: Arc::new(config), end_point: loaded.end_point.clone() }))
+    }
+
+    /// The hash of the certificate that a login binds itself to (`tls-server-end-point`, RFC 5929); none if its
+    /// signature names no hash.
+    pub fn end_point(&self) -> Option<Vec<u8>> {
+        self.0.get().end_point.clone()
+    }
+
+    /// A session for whoever moves the bytes of a connection itself.
+    ///
+    /// # Errors
+    /// If the library cannot begin one.
+    pub fn session(&self) -> io::Result<Connection> {
+        let session = ServerConnection::new(self.0.get().config.clone()).map_err(io::Error::other)?;
+        Ok(session.into())
+    }
+
     /// Does the handshake on an accepted connection. The caller holds the deadline.
     ///
     /// # Errors
     /// Why there is no connection; [`explain`] puts it into words.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<Stream> {
-        match TlsAcceptor::from(self.0.get()).accept(stream).into_fallible().await {
+        match TlsAcceptor::from(self.0.get().config.clone()).accept(stream).into_fallible().await {
             Ok(accepted) => Ok(Stream::Tls(Box::new(accepted.into()))),
             Err((error, mut stream)) => {
                 // The library has sent the reason.
@@ -240,16 +278,36 @@ impl ClientTls {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let name = ServerName::try_from(host.to_owned()).map_err(|_| {
-            io::Error::new(io::ErrorKind::InvalidInput, format!("{host:?} is not a host name"))
-        })?;
-        TlsConnector::from(self.0.get()).connect(name, stream).await
+        TlsConnector::from(self.0.get()).connect(server_name(host)?, stream).await
+    }
+
+    /// The same for servers of PostgreSQL: the protocol is named as they name it, and nothing is kept for the next
+    /// connection, which old releases of it cannot take up. A replacement of the files is not seen.
+    pub fn for_postgresql(&self) -> Self {
+        let mut config = ClientConfig::clone(&self.0.get());
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        config.resumption = Resumption::disabled();
+        Self(Live::new(config))
+    }
+
+    /// A session with `host`, a name or an IP address, for whoever moves the bytes of a connection itself.
+    ///
+    /// # Errors
+    /// If `host` is neither, or the library cannot begin one.
+    pub fn session(&self, host: &str) -> io::Result<Connection> {
+        let session = ClientConnection::new(self.0.get(), server_name(host)?).map_err(io::Error::other)?;
+        Ok(session.into())
     }
 
     /// How the client library of PostgreSQL makes its connections by these files.
     pub fn connector(&self) -> Connector {
         Connector::new(self.clone())
     }
+}
+
+fn server_name(host: &str) -> io::Result<ServerName<'static>> {
+    ServerName::try_from(host.to_owned())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("{host:?} is not a host name")))
 }
 
 impl MemberTls {

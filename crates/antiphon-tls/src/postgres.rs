@@ -1,4 +1,4 @@
-//! TLS for connections that the client library of PostgreSQL makes.
+//! TLS for connections that the client library of PostgreSQL makes, and what that protocol is called inside TLS.
 //!
 //! The library asks the server for TLS and hands the stream over; whom to believe is what the files say. No login
 //! is bound to the connection here: a password never crosses it in the clear, and the server proves itself by SCRAM.
@@ -12,6 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 
 use crate::{ClientStream, ClientTls, explain};
+
+/// What PostgreSQL's protocol is called where a connection says what it will carry (ALPN).
+pub const PROTOCOL: &[u8] = b"postgresql";
 
 /// Makes TLS sessions for the client library. [`ClientTls::connector`] gives one.
 #[derive(Clone, Debug)]

@@ -7,22 +7,27 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use antiphon_router::{Account, AuthQuery, Authentication, Console, Reads, Router, Settings};
+use antiphon_router::{
+    Account, AuthQuery, Authentication, ClientsTls, Console, Reads, Router, ServersTls, Settings,
+};
+use antiphon_tls::{ClientTls, ServerTls, TlsError, days_left};
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, RouterApi, datetime};
-use crate::config::{Listen, RouterAuthentication, RouterFile};
+use crate::config::{Listen, RouterAuthentication, RouterConfig, RouterFile};
 use crate::systemd::notify;
 
 /// How long transactions that are open may take to end when the router does.
 pub const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// A certificate with fewer days left is told of.
+const WARN_DAYS: u32 = 30;
 
 /// Starts the router on the runtime at hand.
 ///
 /// # Errors
-/// If it cannot listen where it shall.
+/// If it cannot listen where it shall, or a file that TLS needs cannot be used.
 pub fn start(file: &RouterFile) -> anyhow::Result<Router> {
     let config = &file.router;
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -44,8 +49,10 @@ pub fn start(file: &RouterFile) -> anyhow::Result<Router> {
         consistency: reads.consistency,
         causal_wait: reads.causal_wait,
     });
+    let (clients_tls, servers_tls) = tls(config)?;
     let settings = Settings {
         listen: addresses(&config.listen, "listen")?,
+        agents_tls: config.agents_tls.as_ref().map(ClientTls::load).transpose()?,
         agents: config.agents.iter().map(ToString::to_string).collect(),
         scope: file.scope.clone(),
         threads: config.threads.unwrap_or_else(|| u16::try_from(processors).unwrap_or(64)).min(64),
@@ -60,11 +67,31 @@ pub fn start(file: &RouterFile) -> anyhow::Result<Router> {
         reads,
         console: Console { admins: config.admin_users.clone(), viewers: config.stats_users.clone() },
         show_time: datetime::format,
+        clients_tls,
+        servers_tls,
     };
     let threads = settings.threads;
     let router = Router::start(settings)?;
     tracing::info!(listen = %config.listen, threads, "routing");
     Ok(router)
+}
+
+/// Reads the files for TLS with clients and servers.
+fn tls(config: &RouterConfig) -> Result<(Option<ClientsTls>, ServersTls), TlsError> {
+    let clients = match &config.clients_tls {
+        Some(clients) => {
+            let tls = ServerTls::load(&clients.files)?;
+            let (identity, days) = (&clients.files.identity, days_left(&clients.files.identity)?);
+            if days < WARN_DAYS {
+                let file = &identity.certificates;
+                tracing::warn!(%file, days, "a certificate expires soon; put a new one there and restart the router");
+            }
+            Some(ClientsTls::new(&tls, clients.required))
+        }
+        None => None,
+    };
+    let servers = &config.servers_tls;
+    Ok((clients, ServersTls::new(&ClientTls::load(&servers.files)?, servers.encryption)))
 }
 
 /// Runs a router that is all that its file describes, until it is told to end.

@@ -20,7 +20,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("antiphon-peer", &["antiphon-core", "antiphon-testcerts", "antiphon-tls"]),
     ("antiphon-store", &["antiphon-core", "antiphon-peer", "antiphon-testcerts", "antiphon-tls"]),
     ("antiphon-engine", &["antiphon-core", "antiphon-testcerts", "antiphon-tls"]),
-    ("antiphon-router", &["antiphon-sql"]),
+    ("antiphon-router", &["antiphon-sql", "antiphon-tls"]),
     ("antiphon-sql", &[]),
     ("antiphon-sim", &["antiphon-core", "antiphon-peer", "antiphon-store"]),
     (

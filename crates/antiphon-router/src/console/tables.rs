@@ -349,7 +349,7 @@ fn sockets<'a>(kind: &str, sockets: impl Iterator<Item = &'a Socket>, facts: &Fa
             text(format!("{:#x}", socket.id)),
             text(socket.other.map_or_else(String::new, |other| format!("{other:#x}"))),
             text(socket.process),
-            text(""),
+            text(&socket.tls),
             text(&socket.application_name),
             text(socket.prepared),
             text(socket.id),

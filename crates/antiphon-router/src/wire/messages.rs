@@ -152,6 +152,13 @@ pub fn start(parameters: &[(&str, &str)]) -> Vec<u8> {
     out
 }
 
+/// The packet that asks a server whether it speaks TLS; it answers with one byte.
+pub fn tls_request() -> Vec<u8> {
+    let mut out = Vec::new();
+    put_sized(&mut out, |body| body.extend((1234u32 << 16 | 5679).to_be_bytes()));
+    out
+}
+
 /// The packet that asks a server to cancel what one of its processes does.
 pub fn cancel(process: u32, key: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();

@@ -31,8 +31,10 @@ pub enum Opening {
         /// The secret that it was told.
         key: Vec<u8>,
     },
-    /// The client asks for TLS or for GSS encryption; the answer is one byte.
-    Encryption,
+    /// The client asks for TLS; the answer is one byte.
+    Tls,
+    /// The client asks for GSS encryption; the answer is one byte.
+    Gss,
     /// A protocol that is not spoken: major and minor version.
     Foreign(u16, u16),
     /// No packet of the protocol: what is wrong, in words.
@@ -69,7 +71,8 @@ pub fn open(buffer: &[u8]) -> (Opening, usize) {
     let version = u32::from_be_bytes([*a, *b, *c, *d]);
     let opening = match version {
         CANCEL => cancel(body),
-        TLS | GSS if body.is_empty() => Opening::Encryption,
+        TLS if body.is_empty() => Opening::Tls,
+        GSS if body.is_empty() => Opening::Gss,
         TLS | GSS => Opening::Malformed("invalid length of encryption request"),
         _ => match ((version >> 16) as u16, (version & 0xffff) as u16) {
             (3, minor) => start(minor, body),

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use mio::net::TcpStream;
-
 use super::console::Console;
+use super::socket::Socket;
 use crate::positions::{Follower, Reading};
 use crate::routes::Reason;
 use crate::scram::Exchange;
@@ -30,6 +29,8 @@ pub struct Wish {
 pub enum Phase {
     /// Nothing is known; it has asked for encryption so many times.
     Opening(u8),
+    /// It began with TLS, unasked, and has not said anything inside.
+    Direct,
     /// Its user is being looked up.
     Lookup(Box<Wish>),
     /// It shall begin the SCRAM exchange, against this verifier.
@@ -70,7 +71,7 @@ impl Errand {
 /// A client.
 pub struct Client {
     /// Its socket.
-    pub stream: TcpStream,
+    pub socket: Socket,
     /// Unlike that of any other client of the thread.
     pub serial: u64,
     /// When it came.

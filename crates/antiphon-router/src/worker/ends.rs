@@ -20,8 +20,9 @@ impl Worker {
         }
         let Some(mut link) = self.links.try_remove(slot) else { return };
         // Closing the socket does it, too; an error changes nothing.
-        let _ = self.poll.registry().deregister(&mut link.stream);
-        if let Stage::Login(_) = link.stage {
+        let _ = self.poll.registry().deregister(&mut link.socket.tcp);
+        link.socket.part(&link.out);
+        if link.stage.is_opening() {
             self.could_not_open(link.pool);
         } else if let Place::Follower(address) = link.key_of.place
             && link.hung_up
@@ -112,7 +113,8 @@ impl Worker {
         }
         let Some(mut client) = self.clients.try_remove(slot) else { return };
         // Closing the socket does it, too; an error changes nothing.
-        let _ = self.poll.registry().deregister(&mut client.stream);
+        let _ = self.poll.registry().deregister(&mut client.socket.tcp);
+        client.socket.part(&client.out);
         self.shared.clients.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         let link = client.link;
         client.leave_link(&self.reading);

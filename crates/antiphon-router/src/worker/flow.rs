@@ -3,82 +3,20 @@
 //! Back-pressure without a system call: a side is not read while the other has not taken what it was given. Every
 //! socket stays registered for both directions, edge-triggered, so the reading goes on when the rest has gone.
 
-use std::io::{self, Read, Write};
-
-use mio::net::TcpStream;
-
 use super::client::Phase;
 use super::link::Stage;
 use super::reads::judge_of;
+use super::socket::{Got, KEPT_BYTES};
 use super::{READ_BYTES, Work, Worker};
 use crate::downstream::{Downstream, Flow};
 use crate::upstream::{Stop, Upstream};
 use crate::wire::messages::{self, Complaint};
 
-/// Room that is kept for bytes that wait, when they have gone.
-const KEPT_BYTES: usize = 512;
-
-/// What a read gave.
-enum Got {
-    /// So many bytes, and whether there may be more.
-    Bytes(usize, bool),
-    /// Nothing for now.
-    Nothing,
-    /// The other side has gone.
-    End,
-}
-
-fn read(stream: &mut TcpStream, room: &mut [u8], hung_up: bool) -> Got {
-    loop {
-        match stream.read(room) {
-            Ok(0) => return Got::End,
-            // Less than there was room for: nothing is left, and what comes next is a new event. Unless the end
-            // has been announced already, for which no event comes again.
-            Ok(bytes) => return Got::Bytes(bytes, bytes == room.len() || hung_up),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Got::Nothing,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return Got::End,
-        }
-    }
-}
-
-/// Writes what can be written and keeps the rest.
-fn write(stream: &mut TcpStream, out: &mut Vec<u8>, bytes: &[u8]) -> io::Result<()> {
-    let mut left = bytes;
-    if out.is_empty() {
-        while !left.is_empty() {
-            match stream.write(left) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(sent) => left = left.get(sent..).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    out.extend_from_slice(left);
-    Ok(())
-}
-
-/// Writes what was kept; whether all of it has gone.
-fn flush(stream: &mut TcpStream, out: &mut Vec<u8>) -> io::Result<bool> {
-    if out.is_empty() {
-        return Ok(true);
-    }
-    let mut kept = std::mem::take(out);
-    write(stream, out, &kept)?;
-    if out.is_empty() && kept.capacity() <= KEPT_BYTES {
-        kept.clear();
-        *out = kept;
-    }
-    Ok(out.is_empty())
-}
-
 impl Worker {
     pub(super) fn flush_client(&mut self, slot: usize) {
         let Some(client) = self.clients.get_mut(slot) else { return };
         let waited = !client.out.is_empty();
-        match flush(&mut client.stream, &mut client.out) {
+        match client.socket.flush(&mut client.out) {
             Ok(true) if client.leaves => self.work.push_back(Work::Close(slot, client.serial)),
             Ok(true) if waited => {
                 self.work.extend(client.link.map(Work::Link));
@@ -92,7 +30,7 @@ impl Worker {
     pub(super) fn flush_link(&mut self, slot: usize) {
         let Some(link) = self.links.get_mut(slot) else { return };
         let waited = !link.out.is_empty();
-        match flush(&mut link.stream, &mut link.out) {
+        match link.socket.flush(&mut link.out) {
             Ok(true) if waited => self.work.extend(link.client.map(Work::Client)),
             Ok(_) => {}
             // What the server said before it went is still to be read.
@@ -103,7 +41,7 @@ impl Worker {
     /// Sends bytes to a client.
     pub(super) fn tell(&mut self, slot: usize, bytes: &[u8]) {
         let Some(client) = self.clients.get_mut(slot) else { return };
-        if write(&mut client.stream, &mut client.out, bytes).is_err() {
+        if client.socket.write(&mut client.out, bytes).is_err() {
             self.work.push_back(Work::Close(slot, client.serial));
         }
     }
@@ -127,7 +65,7 @@ impl Worker {
     /// Sends bytes to a server.
     pub(super) fn send(&mut self, slot: usize, bytes: &[u8]) {
         let Some(link) = self.links.get_mut(slot) else { return };
-        if write(&mut link.stream, &mut link.out, bytes).is_err() {
+        if link.socket.write(&mut link.out, bytes).is_err() {
             (link.readable, link.hung_up) = (true, true);
             self.work.push_back(Work::Link(slot));
         }
@@ -140,7 +78,7 @@ impl Worker {
             let at_work = match &client.phase {
                 Phase::Lookup(_) | Phase::Greeting(_) => false,
                 Phase::Console(console) => !console.is_at_work(),
-                Phase::Opening(_) | Phase::Sasl(_) | Phase::Proof(_) | Phase::Session => true,
+                Phase::Opening(_) | Phase::Direct | Phase::Sasl(_) | Phase::Proof(_) | Phase::Session => true,
             };
             let held = client.waits || client.busy;
             if held || client.leaves || !at_work || !client.out.is_empty() {
@@ -164,23 +102,28 @@ impl Worker {
             client.inbox.clear();
             client.inbox.shrink_to(KEPT_BYTES);
             let got = match buffer.get_mut(kept..kept + READ_BYTES) {
-                Some(room) if !resumes => read(&mut client.stream, room, client.hung_up),
+                Some(room) if !resumes => {
+                    client.socket.read(room, &mut self.sealed, &mut client.out, client.hung_up)
+                }
                 Some(_) | None => Got::Bytes(0, client.readable),
             };
             let serial = client.serial;
-            match got {
+            match &got {
                 Got::Bytes(bytes, more) => {
-                    client.readable = more;
+                    client.readable = *more;
                     let input = buffer.get(..kept + bytes).unwrap_or_default();
                     self.client_bytes(slot, input);
                 }
-                Got::Nothing | Got::End => {
+                Got::Nothing | Got::End | Got::Broken(_) => {
                     client.readable = false;
                     client.inbox.extend_from_slice(buffer.get(..kept).unwrap_or_default());
                 }
             }
             self.buffer = buffer;
-            if matches!(got, Got::End) {
+            if let Got::Broken(why) = &got {
+                tracing::info!(why, "a client is closed: no TLS with it");
+            }
+            if matches!(got, Got::End | Got::Broken(_)) {
                 self.work.push_back(Work::Close(slot, serial));
                 return;
             }
@@ -236,7 +179,7 @@ impl Worker {
             client.session.again.sent(input.get(..moved).unwrap_or_default());
             client.asked.sent(client.session.in_flight(), self.now);
             let bytes = self.out.finish(input);
-            if !bytes.is_empty() && write(&mut link.stream, &mut link.out, bytes).is_err() {
+            if !bytes.is_empty() && link.socket.write(&mut link.out, bytes).is_err() {
                 // What the server said before it went is still to be read, and says what became of this.
                 (link.readable, link.hung_up) = (true, true);
                 self.work.extend(client.link.map(Work::Link));
@@ -296,22 +239,25 @@ impl Worker {
             link.inbox.clear();
             link.inbox.shrink_to(KEPT_BYTES);
             let got = match buffer.get_mut(kept..kept + READ_BYTES) {
-                Some(room) => read(&mut link.stream, room, link.hung_up),
+                Some(room) => link.socket.read(room, &mut self.sealed, &mut link.out, link.hung_up),
                 None => Got::End,
             };
             let serial = link.serial;
-            match got {
+            match &got {
                 Got::Bytes(bytes, more) => {
-                    link.readable = more;
+                    link.readable = *more;
                     self.link_bytes(slot, buffer.get(..kept + bytes).unwrap_or_default());
                 }
                 Got::Nothing => {
                     link.readable = false;
                     link.inbox.extend_from_slice(buffer.get(..kept).unwrap_or_default());
                 }
-                Got::End => {}
+                Got::End | Got::Broken(_) => {}
             }
             self.buffer = buffer;
+            if let Got::Broken(why) = &got {
+                return self.not_secured(slot, why);
+            }
             let dead = matches!(got, Got::End) || matches!(got, Got::Nothing) && self.is_gone(slot);
             if dead {
                 self.work.push_back(Work::Drop(slot, serial));
@@ -327,8 +273,10 @@ impl Worker {
 
     pub(super) fn link_bytes(&mut self, slot: usize, input: &[u8]) {
         let Some(link) = self.links.get_mut(slot) else { return };
-        if let Stage::Login(_) = link.stage {
-            return self.link_login(slot, input);
+        match link.stage {
+            Stage::Login(_) => return self.link_login(slot, input),
+            Stage::Asking(_) => return self.link_asked(slot, input),
+            Stage::Ready | Stage::Reset | Stage::Cancelling => {}
         }
         self.out.clear();
         let client = link.client;
@@ -357,7 +305,7 @@ impl Worker {
                 pool.stats.answered(&mut to.asked, tally, bytes.len(), in_flight, self.now);
             }
             to.session.again.never();
-            if write(&mut to.stream, &mut to.out, bytes).is_err() {
+            if to.socket.write(&mut to.out, bytes).is_err() {
                 self.work.extend(client.map(|slot| Work::Close(slot, to.serial)));
             }
         }

@@ -4,8 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use mio::net::TcpStream;
-
+use super::socket::Socket;
 use crate::login::ServerLogin;
 use crate::session::Link;
 use crate::shared::PoolKey;
@@ -13,6 +12,8 @@ use crate::shared::PoolKey;
 /// What a link is good for.
 #[derive(Debug)]
 pub enum Stage {
+    /// The server has been asked whether it speaks TLS; then it is logged in.
+    Asking(Box<ServerLogin>),
     /// It is being logged in.
     Login(Box<ServerLogin>),
     /// It carries a session, or could.
@@ -23,10 +24,20 @@ pub enum Stage {
     Cancelling,
 }
 
+impl Stage {
+    /// Whether it has never been good for anything yet.
+    pub fn is_opening(&self) -> bool {
+        match self {
+            Self::Asking(_) | Self::Login(_) => true,
+            Self::Ready | Self::Reset | Self::Cancelling => false,
+        }
+    }
+}
+
 /// A connection to a server.
 pub struct ServerLink {
     /// Its socket.
-    pub stream: TcpStream,
+    pub socket: Socket,
     /// Unlike that of any other link of the thread.
     pub serial: u64,
     /// Whose link it is, by the thread's number of the pool.

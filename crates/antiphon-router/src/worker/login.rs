@@ -1,13 +1,14 @@
 //! The beginnings: a client from its first packet to its session, a link from its first byte to its first use.
 
-use super::client::{Phase, Wish};
+use super::client::{Client, Phase, Wish};
 use super::link::Stage;
+use super::secure::end_point;
 use super::{Work, Worker};
 use crate::consistency;
 use crate::login::failure;
 use crate::own;
 use crate::parameters::{self, Parameters};
-use crate::scram::{self, Exchange, NONCE_BYTES, ScramError, Verifier};
+use crate::scram::{self, Binding, Exchange, NONCE_BYTES, ScramError, Verifier};
 use crate::session::{Farewell, Session};
 use crate::settings::{Authentication, PoolMode};
 use crate::shared::{Ask, ClientId, Note, Place, PoolKey, lock};
@@ -23,7 +24,8 @@ const KEY_BYTES: [usize; 2] = [4, 32];
 /// Longest name of a user or a database, in bytes.
 const NAME_BYTES_MAX: usize = 128;
 
-fn malformed(message: &str) -> Complaint {
+/// What a client is told that does not keep to the protocol.
+pub(super) fn malformed(message: &str) -> Complaint {
     Complaint::fatal("08P01", message)
 }
 
@@ -43,6 +45,7 @@ impl Worker {
         }
         let done = match client.phase {
             Phase::Opening(asked) => self.open(slot, asked, input, at),
+            Phase::Direct => self.open_direct(slot),
             Phase::Sasl(_) | Phase::Proof(_) => self.password(slot, input, at),
             Phase::Lookup(_) | Phase::Greeting(_) | Phase::Session | Phase::Console(_) => return false,
         };
@@ -58,16 +61,26 @@ impl Worker {
     }
 
     fn open(&mut self, slot: usize, asked: u8, input: &[u8], at: &mut usize) -> Result<bool, Complaint> {
+        if asked == 0 && self.begins_with_tls(slot, input) {
+            *at += input.len();
+            self.secure_client(slot, Phase::Direct, input);
+            return Ok(false);
+        }
         let (opening, bytes) = startup::open(input);
         *at += bytes;
         match opening {
             Opening::Partial => Ok(false),
-            Opening::Encryption if asked < ENCRYPTION_ASKED_MAX => {
+            Opening::Tls | Opening::Gss if asked >= ENCRYPTION_ASKED_MAX || self.is_secure(slot) => {
+                Err(malformed("encryption was asked for too often"))
+            }
+            Opening::Tls if self.shared.settings.clients_tls.is_some() => {
+                self.answer_tls(slot, asked + 1, input.get(bytes..).unwrap_or_default())
+            }
+            Opening::Tls | Opening::Gss => {
                 self.tell(slot, b"N");
                 self.set_phase(slot, Phase::Opening(asked + 1));
                 Ok(true)
             }
-            Opening::Encryption => Err(malformed("encryption was asked for too often")),
             Opening::Cancel { process, key } => {
                 // The thread that has the client is in its number.
                 self.shared.note((process >> 24) as u16, Note::Cancel { process, key });
@@ -85,7 +98,22 @@ impl Worker {
         }
     }
 
+    /// A client that began with TLS must have said before what it begins inside.
+    fn open_direct(&mut self, slot: usize) -> Result<bool, Complaint> {
+        self.set_phase(slot, Phase::Opening(ENCRYPTION_ASKED_MAX));
+        if self.clients.get(slot).is_some_and(|client| client.socket.says_postgresql()) {
+            return Ok(true);
+        }
+        Err(malformed("a connection that begins with TLS must name the protocol postgresql (ALPN)"))
+    }
+
     fn start(&mut self, slot: usize, start: &Start) -> Result<(), Complaint> {
+        if self.shared.settings.clients_tls.as_ref().is_some_and(|tls| tls.required) && !self.is_secure(slot)
+        {
+            let why =
+                "The router lets nobody in without TLS (client_tls_sslmode); set sslmode=require or more.";
+            return Err(Complaint::fatal("28000", "TLS required").with_detail(Some(why.to_owned())));
+        }
         let clients = self.shared.clients.load(std::sync::atomic::Ordering::Relaxed);
         if clients > self.shared.settings.clients_max {
             return Err(Complaint::fatal("53300", "too many clients are connected to the router"));
@@ -166,8 +194,15 @@ impl Worker {
 
     fn ask_password(&mut self, slot: usize, wish: Wish, verifier: Option<Verifier>) {
         let verifier = verifier.unwrap_or_else(|| Verifier::impossible(&wish.user, &self.shared.secret));
+        let can_be_bound = |client: &Client| end_point(&self.shared.settings, &client.socket).is_some();
+        let mut mechanisms = Vec::new();
+        if self.clients.get(slot).is_some_and(can_be_bound) {
+            messages::put_text(&mut mechanisms, scram::MECHANISM_BOUND.as_bytes());
+        }
+        messages::put_text(&mut mechanisms, scram::MECHANISM.as_bytes());
+        mechanisms.push(0);
         let mut bytes = Vec::new();
-        messages::authentication(&mut bytes, 10, &[scram::MECHANISM.as_bytes(), b"\0\0"].concat());
+        messages::authentication(&mut bytes, 10, &mechanisms);
         self.tell(slot, &bytes);
         self.set_phase(slot, Phase::Sasl(Box::new((wish, verifier))));
     }
@@ -201,26 +236,19 @@ impl Worker {
         match std::mem::replace(&mut client.phase, Phase::Opening(ENCRYPTION_ASKED_MAX)) {
             Phase::Sasl(asked) => {
                 let (wish, verifier) = *asked;
-                let first = sasl_first(body).ok_or_else(|| malformed("malformed SASL initial response"))?;
+                let offered = end_point(&self.shared.settings, &client.socket);
+                let first = sasl_first(body, offered);
+                let (first, binding) = first.ok_or_else(|| malformed("malformed SASL initial response"))?;
                 let nonce = random::<NONCE_BYTES>().ok_or_else(|| malformed("no random numbers"))?;
-                let (exchange, answer) = Exchange::begin(verifier, first, &nonce)
-                    .map_err(|error| malformed(&error.to_string()))?;
+                let (exchange, answer) = Exchange::begin(verifier, first, &nonce, binding)
+                    .map_err(|error| refusal(&error, &wish))?;
                 messages::authentication(&mut bytes, 11, answer.as_bytes());
                 client.phase = Phase::Proof(Box::new((wish, exchange)));
                 self.tell(slot, &bytes);
             }
             Phase::Proof(asked) => {
                 let (wish, exchange) = *asked;
-                let (credentials, answer) = exchange.finish(body).map_err(|error| match error {
-                    ScramError::WrongPassword => {
-                        let user = &wish.user;
-                        Complaint::fatal(
-                            "28P01",
-                            format!("password authentication failed for user \"{user}\""),
-                        )
-                    }
-                    error => malformed(&error.to_string()),
-                })?;
+                let (credentials, answer) = exchange.finish(body).map_err(|error| refusal(&error, &wish))?;
                 let (user, database) = (wish.user.clone(), wish.database.clone());
                 let budget = self.shared.budget(&PoolKey { user, database, place: Place::Leader });
                 *lock(&budget.credentials) = Some(credentials);
@@ -341,10 +369,35 @@ impl Worker {
     }
 }
 
-/// The client's first SCRAM message, out of a SASLInitialResponse for our mechanism.
-fn sasl_first(body: &[u8]) -> Option<&[u8]> {
+/// The client's first SCRAM message, out of a SASLInitialResponse for a mechanism that was offered, and what its
+/// login is bound to.
+fn sasl_first<'a>(body: &'a [u8], end_point: Option<&'a [u8]>) -> Option<(&'a [u8], Binding<'a>)> {
     let (mechanism, rest) = fields::text(body)?;
+    let binding = match end_point {
+        Some(hash) if mechanism == scram::MECHANISM_BOUND.as_bytes() => Binding::EndPoint(hash),
+        Some(_) => Binding::Declined,
+        None => Binding::NotOffered,
+    };
+    let known = matches!(binding, Binding::EndPoint(_)) || mechanism == scram::MECHANISM.as_bytes();
     let [a, b, c, d, first @ ..] = rest else { return None };
     let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
-    (mechanism == scram::MECHANISM.as_bytes() && length == first.len()).then_some(first)
+    (known && length == first.len()).then_some((first, binding))
+}
+
+/// What a client is told whose login failed.
+fn refusal(error: &ScramError, wish: &Wish) -> Complaint {
+    let why = match error {
+        ScramError::WrongPassword => {
+            let user = &wish.user;
+            return Complaint::fatal("28P01", format!("password authentication failed for user \"{user}\""));
+        }
+        ScramError::NotSeen => {
+            "The client can bind its login to the connection and believes that the router cannot, which it offered."
+        }
+        ScramError::OtherConnection => {
+            "The login was made for a connection to a server with another certificate."
+        }
+        ScramError::Malformed(_) | ScramError::NotAVerifier => return malformed(&error.to_string()),
+    };
+    Complaint::fatal("28000", error.to_string()).with_detail(Some(why.to_owned()))
 }

@@ -14,6 +14,8 @@ mod login;
 mod openings;
 mod pools;
 mod reads;
+mod secure;
+mod socket;
 mod tell;
 mod tokens;
 
@@ -40,6 +42,7 @@ use crate::stats::Asked;
 use client::{Client, Errand, Phase};
 use link::ServerLink;
 use pools::Pool;
+use socket::{SEALED_BYTES, Socket};
 
 /// Room for one read and what was left of the one before.
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -90,6 +93,8 @@ pub struct Worker {
     interned: Interned,
     defaults: Arc<Parameters>,
     buffer: Vec<u8>,
+    /// Room for what is read inside TLS, as it came.
+    sealed: Vec<u8>,
     out: Out,
     replies: Vec<u8>,
     work: VecDeque<Work>,
@@ -148,6 +153,7 @@ impl Worker {
             interned,
             defaults,
             buffer: vec![0; BUFFER_BYTES],
+            sealed: vec![0; SEALED_BYTES],
             out: Out::default(),
             replies: Vec::new(),
             work: VecDeque::new(),
@@ -292,7 +298,7 @@ impl Worker {
             return;
         }
         let client = Client {
-            stream,
+            socket: Socket::new(stream),
             serial: self.serial,
             since: self.now,
             phase: Phase::Opening(0),
@@ -351,7 +357,8 @@ impl Worker {
         {
             self.openings.pop_front();
             let late = |link: &ServerLink| {
-                link.serial == serial && matches!(link.stage, link::Stage::Login(_) | link::Stage::Reset)
+                let opens = link.stage.is_opening() || matches!(link.stage, link::Stage::Reset);
+                link.serial == serial && opens
             };
             if self.links.get(slot).is_some_and(late) {
                 self.drop_link(slot, serial);

@@ -13,11 +13,13 @@ use mio::{Interest, Token};
 use super::client::{Client, Phase};
 use super::link::{ServerLink, Stage};
 use super::pools::Waiter;
+use super::socket::Socket;
 use super::{LINK, Work, Worker};
 use crate::login::ServerLogin;
 use crate::routes::Reason;
 use crate::session::{Farewell, Link};
-use crate::shared::{Place, lock};
+use crate::settings::Encryption;
+use crate::shared::{Place, PoolKey, lock};
 use crate::wire::messages::{self, Complaint};
 
 /// The pause before another attempt to reach a server that could not be reached.
@@ -58,10 +60,14 @@ impl Worker {
         self.poll.registry().register(&mut stream, Token(slot << 2 | LINK), interest)?;
         stream.set_nodelay(true)?;
         let Some(pool) = self.pools.get(number) else { return Ok(()) };
-        let (user, database) = (&pool.key.user, &pool.key.database);
         let credentials = lock(&pool.home.credentials).clone();
+        let login = Box::new(ServerLogin::new(credentials, nonce));
+        let (stage, out) = match self.shared.settings.servers_tls.encryption {
+            Encryption::Off => (Stage::Login(login), first_packet(&pool.key)),
+            Encryption::Preferred | Encryption::Required => (Stage::Asking(login), messages::tls_request()),
+        };
         entry.insert(ServerLink {
-            stream,
+            socket: Socket::new(stream),
             serial: self.serial,
             pool: number,
             key_of: pool.key.clone(),
@@ -70,11 +76,11 @@ impl Worker {
             epoch: self.target.epoch,
             renewals: self.shared.gates.renewals(&pool.gate),
             server,
-            stage: Stage::Login(Box::new(ServerLogin::new(credentials, nonce))),
+            stage,
             wire: Link::new(self.defaults.clone()),
             client: None,
             // Written when the connection stands.
-            out: messages::start(&[("user", user), ("database", database)]),
+            out,
             inbox: Vec::new(),
             readable: false,
             hung_up: false,
@@ -139,11 +145,22 @@ impl Worker {
         }
         // What was proved once may not be the password any more.
         *lock(&pool.budget.credentials) = None;
-        let waiting = std::mem::take(&mut pool.waiting).into_iter().chain(std::mem::take(&mut pool.greeting));
         let complaint = Complaint::fatal("28000", "the server did not let this user in")
             .with_detail(Some(format!("The server said: {} ({})", why.message, why.code)));
+        self.give_up_all(number, &complaint);
+    }
+
+    /// Nobody who waits for links of a pool will get one.
+    pub(super) fn give_up_all(&mut self, number: usize, complaint: &Complaint) {
+        let Some(pool) = self.pools.get_mut(number) else { return };
+        let waiting = std::mem::take(&mut pool.waiting).into_iter().chain(std::mem::take(&mut pool.greeting));
         for waiter in waiting.collect::<Vec<_>>() {
-            self.give_up_waiting(waiter.client, &complaint);
+            self.give_up_waiting(waiter.client, complaint);
         }
     }
+}
+
+/// What a session at a server begins with.
+pub(super) fn first_packet(key: &PoolKey) -> Vec<u8> {
+    messages::start(&[("user", &key.user), ("database", &key.database)])
 }

@@ -352,7 +352,7 @@ impl Worker {
             return;
         }
         let Some(mut link) = self.links.try_remove(slot) else { return };
-        if let Err(error) = self.poll.registry().deregister(&mut link.stream) {
+        if let Err(error) = self.poll.registry().deregister(&mut link.socket.tcp) {
             tracing::warn!(%error, "a link could not be moved to another thread; it is closed");
             return self.gave_up(number);
         }
@@ -367,8 +367,8 @@ impl Worker {
         let entry = self.links.vacant_entry();
         let slot = entry.key();
         let interest = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = self.poll.registry().register(&mut link.stream, Token(slot << 2 | LINK), interest)
-        {
+        let tcp = &mut link.socket.tcp;
+        if let Err(error) = self.poll.registry().register(tcp, Token(slot << 2 | LINK), interest) {
             tracing::warn!(%error, "a link could not be taken over; it is closed");
             return self.gave_up(number);
         }

@@ -60,7 +60,7 @@ impl Worker {
                     }
                 }
                 Phase::Console(_) => {}
-                Phase::Opening(_) | Phase::Lookup(_) | Phase::Sasl(_) | Phase::Proof(_) => {
+                Phase::Opening(_) | Phase::Direct | Phase::Lookup(_) | Phase::Sasl(_) | Phase::Proof(_) => {
                     told.logging_in += 1;
                 }
             }
@@ -68,7 +68,7 @@ impl Worker {
         for (_, link) in &self.links {
             let Some(pool) = told.pools.get_mut(link.pool) else { continue };
             match (&link.stage, link.client) {
-                (Stage::Login(_), _) => pool.login += 1,
+                (Stage::Asking(_) | Stage::Login(_), _) => pool.login += 1,
                 (Stage::Reset | Stage::Cancelling, _) => pool.tested += 1,
                 (Stage::Ready, Some(_)) => pool.active += 1,
                 (Stage::Ready, None) => pool.idle += 1,
@@ -95,14 +95,15 @@ impl Worker {
                 (false, Some(_)) => "active",
                 (false, None) => "idle",
             },
-            peer: client.stream.peer_addr().ok(),
-            local: client.stream.local_addr().ok(),
+            peer: client.socket.tcp.peer_addr().ok(),
+            local: client.socket.tcp.local_addr().ok(),
             age: ago(self.now, client.since),
             asked,
             waits: waits_since.filter(|_| waits).map_or(Duration::ZERO, |at| ago(self.now, at)),
             close_needed: client.leaves,
             other: link.map(|link| socket_id(self.number, link.serial)),
             process: 0,
+            tls: client.socket.tls_name(),
             application_name: client
                 .session
                 .parameters
@@ -116,13 +117,13 @@ impl Worker {
 
     fn link_told(&self, link: &ServerLink) -> Socket {
         let client = link.client.and_then(|client| self.clients.get(client));
-        let local: Option<SocketAddr> = link.stream.local_addr().ok();
+        let local: Option<SocketAddr> = link.socket.tcp.local_addr().ok();
         Socket {
             id: socket_id(self.number, link.serial),
             user: link.key_of.user.clone(),
             database: link.key_of.database.clone(),
             state: match (&link.stage, client) {
-                (Stage::Login(_), _) => "new",
+                (Stage::Asking(_) | Stage::Login(_), _) => "new",
                 (Stage::Reset | Stage::Cancelling, _) => "tested",
                 (Stage::Ready, Some(_)) if link.cancels > 0 => "being_canceled",
                 (Stage::Ready, Some(_)) => "active",
@@ -136,6 +137,7 @@ impl Worker {
             close_needed: self.is_outlived(link),
             other: client.map(|client| socket_id(self.number, client.serial)),
             process: link.process,
+            tls: link.socket.tls_name(),
             application_name: link.wire.parameters.shown("application_name").unwrap_or_default().to_owned(),
             prepared: link.wire.prepared.len(),
             pinned: client.and_then(|client| client.session.pinned),

@@ -37,6 +37,7 @@ pub use problem::{ConfigErrors, Place, Problem};
 pub use router::{RouterAccount, RouterAuthentication, RouterConfig, RouterFile, RouterReads};
 pub use sample::{Sample, SampleServer, sample};
 pub use secret::Secret;
+pub use tls::{RouterClientsTls, RouterServersTls};
 
 /// Reads a node file, or a directory of `*.yml` in the order of their names, with the environment's overrides.
 ///

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use antiphon_router::scram::Verifier;
 use antiphon_router::{Consistency, PoolMode};
+use antiphon_tls::ClientFiles;
 
 use super::address::{Address, Listen};
 use super::model::LogConfig;
@@ -16,6 +17,7 @@ use super::problem::Findings;
 use super::resolve;
 use super::secret::Secret;
 use super::section::Section;
+use super::tls::{self, RouterClientsTls, RouterServersTls};
 use super::yaml::Node;
 
 const ROUTER_PORT: u16 = 6432;
@@ -84,6 +86,12 @@ pub struct RouterConfig {
     pub admin_users: Vec<String>,
     /// Users who may look at it.
     pub stats_users: Vec<String>,
+    /// How clients speak TLS; none: in the clear only.
+    pub clients_tls: Option<RouterClientsTls>,
+    /// How servers are spoken to.
+    pub servers_tls: RouterServersTls,
+    /// How the members' APIs are spoken to; none: in the clear.
+    pub agents_tls: Option<ClientFiles>,
 }
 
 /// An account at the servers.
@@ -175,10 +183,14 @@ fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
     let stats_users = section.texts("stats_users", true);
     let account = account(section);
     let authentication = authentication(section, account.is_some(), reads.is_some());
-    section.refused(
-        &["tls_certfile", "tls_keyfile", "client_tls_sslmode", "server_tls_sslmode"],
-        "is not supported yet: the router speaks no TLS; remove it, or put a proxy that does on this host",
+    let clients_tls = tls::router_clients(section);
+    let servers_tls = tls::router_servers(section);
+    let agents_tls = tls::router_agents(section, top);
+    section.without_effect(
+        &["client_tls_protocols", "client_tls_ciphers", "client_tls_ecdhcurve", "client_tls_dheparams"],
+        tls::NOTHING_WEAKER,
     );
+    section.without_effect(&["server_tls_protocols", "server_tls_ciphers"], tls::NOTHING_WEAKER);
     section.finish();
     Some(RouterConfig {
         listen: listen?,
@@ -197,6 +209,9 @@ fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
         http,
         admin_users,
         stats_users,
+        clients_tls,
+        servers_tls,
+        agents_tls,
     })
 }
 
@@ -324,6 +339,9 @@ fn quoted(line: &str) -> Option<(String, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use antiphon_router::Encryption;
+    use antiphon_tls::{Clients, File, Trust};
+
     use super::*;
     use crate::config::yaml;
 
@@ -364,14 +382,76 @@ mod tests {
     }
 
     #[test]
+    fn tls_goes_by_the_names_that_pgbouncer_gave_it() {
+        let section = "router:\n  listen: 127.0.0.1\n  agents: [a]\n  auth_user: router\n";
+        let plain = read(section).unwrap().unwrap().router;
+        assert!(plain.clients_tls.is_none() && plain.agents_tls.is_none());
+        assert_eq!(plain.servers_tls.encryption, Encryption::Preferred);
+        let clients = "  client_tls_cert_file: /c\n  client_tls_key_file: /k\n  client_tls_ca_file: /ca\n";
+        let servers = "  server_tls_sslmode: verify-full\n  server_tls_ca_file: /sca\n";
+        let agents = "  agents_tls: {cacert: /aca}\n";
+        for (mode, required, asks) in
+            [("prefer", false, false), ("require", true, false), ("verify-full", true, true)]
+        {
+            let text = format!("{section}  client_tls_sslmode: {mode}\n{clients}{servers}{agents}");
+            let router = read(&text).unwrap().unwrap().router;
+            let clients = router.clients_tls.unwrap();
+            assert_eq!(clients.required, required, "{mode}");
+            assert_eq!(clients.files.clients != Clients::NotAsked, asks, "{mode}");
+            assert_eq!(clients.files.identity.certificates.to_string(), "router.client_tls_cert_file: /c");
+            assert_eq!(router.servers_tls.encryption, Encryption::Required);
+            let Trust::Authorities(authorities) = router.servers_tls.files.trust else { panic!("verified") };
+            assert_eq!(authorities.to_string(), "router.server_tls_ca_file: /sca");
+            let Trust::Authorities(authorities) = router.agents_tls.unwrap().trust else {
+                panic!("verified")
+            };
+            assert_eq!(authorities.to_string(), "router.agents_tls.cacert: /aca");
+        }
+        // Beside a member the API is spoken to as the command line does.
+        let beside =
+            format!("name: n1\nrestapi: {{listen: '10.0.0.1:8008', certfile: /c, cafile: /ca}}\n{section}");
+        let files = read(&beside).unwrap().unwrap().router.agents_tls.unwrap();
+        assert_eq!(files.trust, Trust::Authorities(File::new("restapi.cafile", "/ca")));
+    }
+
+    #[test]
+    fn mistakes_of_tls_are_told_with_their_remedy() {
+        let section = "router:\n  listen: 127.0.0.1\n  agents: [a]\n  auth_user: router\n";
+        let cases = [
+            (
+                "  client_tls_sslmode: verify-ful\n",
+                "is none of disable, allow, prefer, require, verify-ca, verify-full; did you mean verify-full?",
+            ),
+            ("  client_tls_sslmode: require\n", "router.client_tls_cert_file: is missing"),
+            ("  client_tls_cert_file: /c\n", "router.client_tls_cert_file: needs client_tls_sslmode"),
+            (
+                "  client_tls_sslmode: verify-ca\n  client_tls_cert_file: /c\n",
+                "router.client_tls_ca_file: is missing",
+            ),
+            (
+                "  client_tls_sslmode: require\n  client_tls_key_file: /c\n",
+                "router.client_tls_key_file: needs client_tls_cert_file",
+            ),
+            ("  server_tls_sslmode: verify-ca\n", "router.server_tls_ca_file: is missing"),
+            ("  server_tls_ca_file: x\n", "router.server_tls_ca_file: \"x\" is not an absolute path"),
+            ("  agents_tls:\n", "router.agents_tls: is empty"),
+            ("  agents_tls: {cacrt: /ca}\n", "router.agents_tls.cacrt: unknown key; did you mean cacert?"),
+        ];
+        for (more, wanted) in cases {
+            let told = read(&format!("{section}{more}")).unwrap_err();
+            assert!(told.contains(wanted), "{more}{told}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_told_with_their_remedy() {
-        let told = read("router:\n  pool_sise: 3\n  tls_certfile: /x\nraftt: 1\n").unwrap_err();
+        let told = read("router:\n  pool_sise: 3\n  client_tls_certfile: /x\nraftt: 1\n").unwrap_err();
         let wanted = [
             "router.listen: is missing",
             "router.agents: is missing",
             "router.auth_user: is missing",
             "router.pool_sise: unknown key; did you mean pool_size?",
-            "router.tls_certfile: is not supported yet",
+            "router.client_tls_certfile: unknown key; did you mean client_tls_cert_file?",
             "raftt: unknown key",
         ];
         for text in wanted {

@@ -1,12 +1,19 @@
-//! The keys that name certificates, keys and authorities, in every section that has them.
+//! The keys that name certificates, keys and authorities, in every section that has them, the router's with the
+//! names that PgBouncer gave them.
 //!
 //! Read into what the TLS layer takes, each file with the key that names it. Nothing is opened here: whether the
 //! files are of use is found when they are loaded, after root is given up.
 
+use antiphon_router::Encryption;
 use antiphon_tls::{ClientFiles, Clients, File, Identity, MemberFiles, ServerFiles, Trust};
 
 use super::section::Section;
 
+/// Why ciphers cannot be chosen.
+pub(super) const NOTHING_WEAKER: &str = "TLS 1.2 and 1.3 are spoken with forward secrecy and authenticated encryption; there is nothing weaker to leave out";
+/// Of an authority that nothing is verified by.
+const UNVERIFIED: &str =
+    "has no effect: nothing is verified by it unless sslmode is verify-ca or verify-full";
 const ENCRYPTED_KEY: &str = "is not supported: a key must be readable as it is; decrypt it with `openssl pkey -in OLD -out \
                              NEW`, give the new file mode 0600, and remove the password";
 
@@ -23,10 +30,7 @@ pub(super) fn api(section: &Section<'_>) -> Option<ServerFiles> {
     let modes = [("none", Verify::None), ("optional", Verify::Optional), ("required", Verify::Required)];
     let verify = section.choice("verify_client", &modes).unwrap_or(Verify::None);
     section.refused(&["keyfile_password"], ENCRYPTED_KEY);
-    section.without_effect(
-        &["ciphers"],
-        "TLS 1.2 and 1.3 are spoken with forward secrecy and authenticated encryption; there is nothing weaker to leave out",
-    );
+    section.without_effect(&["ciphers"], NOTHING_WEAKER);
     let clients = match (verify, authorities) {
         (Verify::None, _) => Clients::NotAsked,
         (Verify::Optional, Some(authorities)) => Clients::Optional(authorities),
@@ -88,6 +92,134 @@ pub(super) fn etcd(section: &Section<'_>, encrypted: bool) -> Option<ClientFiles
     }
     let trust = authorities.map_or(Trust::System, Trust::Authorities);
     Some(ClientFiles { identity, trust })
+}
+
+/// How the clients of a router speak TLS to it.
+#[derive(Clone, Debug)]
+pub struct RouterClientsTls {
+    /// What they are shown, and what they show.
+    pub files: ServerFiles,
+    /// Nobody is let in in the clear.
+    pub required: bool,
+}
+
+/// How a router speaks to servers.
+#[derive(Clone, Debug)]
+pub struct RouterServersTls {
+    /// Whom it believes, and what it shows.
+    pub files: ClientFiles,
+    /// Whether it is done inside TLS.
+    pub encryption: Encryption,
+}
+
+/// How strict a side is, as PgBouncer and libpq name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SslMode {
+    Disable,
+    Allow,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+const SSL_MODES: [(&str, SslMode); 6] = [
+    ("disable", SslMode::Disable),
+    ("allow", SslMode::Allow),
+    ("prefer", SslMode::Prefer),
+    ("require", SslMode::Require),
+    ("verify-ca", SslMode::VerifyCa),
+    ("verify-full", SslMode::VerifyFull),
+];
+
+/// How clients speak TLS to the router (`client_tls_…`); none: in the clear only.
+pub(super) fn router_clients(section: &Section<'_>) -> Option<RouterClientsTls> {
+    use SslMode::{Allow, Disable, Prefer, Require, VerifyCa, VerifyFull};
+    let mode = section.choice("client_tls_sslmode", &SSL_MODES).unwrap_or(Disable);
+    let identity = identity(section, "client_tls_cert_file", "client_tls_key_file");
+    let authorities = file(section, "client_tls_ca_file");
+    if section.get("client_tls_sslmode").is_none() && identity.is_some() {
+        section.problem(
+            "client_tls_cert_file",
+            "needs client_tls_sslmode, which is disable unless it is given: say require, or prefer to let clients choose",
+        );
+    }
+    let clients = match (mode, authorities) {
+        (Disable, _) => return None,
+        (Allow | Prefer | Require, authorities) => {
+            if authorities.is_some() {
+                section.warning("client_tls_ca_file", UNVERIFIED);
+            }
+            Clients::NotAsked
+        }
+        (VerifyCa | VerifyFull, Some(authorities)) => Clients::Required(authorities),
+        (VerifyCa | VerifyFull, None) => {
+            section.problem(
+                "client_tls_ca_file",
+                "is missing: client_tls_sslmode asks clients for certificates; name the file of the authority that signed theirs",
+            );
+            return None;
+        }
+    };
+    if section.get("client_tls_cert_file").is_none() {
+        section.problem(
+            "client_tls_cert_file",
+            "is missing: clients are to speak TLS; name the file of the router's certificate",
+        );
+    }
+    let required = !matches!(mode, Disable | Allow | Prefer);
+    Some(RouterClientsTls { files: ServerFiles { identity: identity?, clients }, required })
+}
+
+/// How the router speaks TLS to servers (`server_tls_…`).
+pub(super) fn router_servers(section: &Section<'_>) -> RouterServersTls {
+    use SslMode::{Allow, Disable, Prefer, Require, VerifyCa, VerifyFull};
+    let mode = section.choice("server_tls_sslmode", &SSL_MODES).unwrap_or(Prefer);
+    let identity = identity(section, "server_tls_cert_file", "server_tls_key_file");
+    let identity = identity.filter(|_| mode != Disable);
+    let trust = match (mode, file(section, "server_tls_ca_file")) {
+        (VerifyCa, Some(authorities)) => Trust::AnyName(authorities),
+        (VerifyFull, Some(authorities)) => Trust::Authorities(authorities),
+        (Disable | Allow | Prefer | Require, Some(_)) => {
+            section.warning("server_tls_ca_file", UNVERIFIED);
+            Trust::Anyone
+        }
+        (VerifyCa | VerifyFull, None) => {
+            if section.get("server_tls_ca_file").is_none() {
+                section.problem(
+                    "server_tls_ca_file",
+                    "is missing: server_tls_sslmode verifies servers; name the file of the authority that signed their certificates",
+                );
+            }
+            Trust::Anyone
+        }
+        (Disable | Allow | Prefer | Require, None) => Trust::Anyone,
+    };
+    let encryption = match mode {
+        Disable => Encryption::Off,
+        Allow | Prefer => Encryption::Preferred,
+        Require | VerifyCa | VerifyFull => Encryption::Required,
+    };
+    RouterServersTls { files: ClientFiles { identity, trust }, encryption }
+}
+
+/// How the router speaks to the members' APIs (`agents_tls`, keys as in `ctl`); none: in the clear. Beside a member
+/// whose API speaks TLS it is what the command line goes by, unless the file says otherwise.
+pub(super) fn router_agents(section: &Section<'_>, top: &Section<'_>) -> Option<ClientFiles> {
+    if let Some(own) = section.section("agents_tls") {
+        let files = ctl(Some(&own), top.section("restapi").as_ref());
+        own.finish();
+        return Some(files);
+    }
+    if section.has("agents_tls") {
+        section.problem(
+            "agents_tls",
+            "is empty; give it cacert, the authority of the members' APIs, or remove it",
+        );
+        return None;
+    }
+    let restapi = top.section("restapi").filter(|restapi| restapi.get("certfile").is_some())?;
+    Some(ctl(top.section("ctl").as_ref(), Some(&restapi)))
 }
 
 fn identity(section: &Section<'_>, certificates: &str, key: &str) -> Option<Identity> {

@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt, TryStreamExt, pin_mut};
-use tokio_postgres::NoTls;
 
 use super::support::{Routed, code, wait_until};
 
 #[tokio::test]
 async fn programs_of_postgresql_run_through_it() {
     programs(&Routed::start("programs", 1, "  pool_size: 8\n").await).await;
+}
+
+#[tokio::test]
+async fn programs_of_postgresql_run_inside_tls() {
+    programs(&Routed::start_secure("programs-tls", 1, "  pool_size: 8\n").await).await;
 }
 
 #[tokio::test]
@@ -45,6 +49,11 @@ async fn programs(routed: &Routed) {
 #[tokio::test]
 async fn sessions_share_links_and_nothing_else() {
     sessions(&Routed::start("sessions", 1, "  pool_size: 2\n  threads: 1\n").await).await;
+}
+
+#[tokio::test]
+async fn sessions_share_links_inside_tls_and_nothing_else() {
+    sessions(&Routed::start_secure("sessions-tls", 1, "  pool_size: 2\n  threads: 1\n").await).await;
 }
 
 #[tokio::test]
@@ -112,7 +121,7 @@ async fn asked_for(routed: &Routed) {
     for name in ["a", "b"] {
         let mut config = routed.config("postgres");
         config.options(format!("-c search_path={name} -c work_mem=3MB")).application_name(name);
-        let (client, connection) = config.connect(NoTls).await.unwrap();
+        let (client, connection) = config.connect(routed.connector()).await.unwrap();
         tokio::spawn(connection);
         clients.push((name, client));
     }
@@ -156,7 +165,7 @@ async fn copies(client: &tokio_postgres::Client) {
 
 /// What stays in a session keeps its link, and is gone with it.
 async fn pinned(routed: &Routed, other: &tokio_postgres::Client) {
-    let (client, mut connection) = routed.config("postgres").connect(NoTls).await.unwrap();
+    let (client, mut connection) = routed.config("postgres").connect(routed.connector()).await.unwrap();
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
         let mut messages = futures_util::stream::poll_fn(move |context| connection.poll_message(context));
@@ -196,13 +205,13 @@ async fn cancelled(routed: &Routed) {
         !other.query(asked, &[]).await.unwrap().is_empty()
     })
     .await;
-    token.cancel_query(NoTls).await.unwrap();
+    token.cancel_query(routed.connector()).await.unwrap();
     let ended = tokio::time::timeout(Duration::from_secs(10), sleeping).await.unwrap().unwrap();
     assert_eq!(code(&ended.unwrap_err()), "57014");
 }
 
 async fn refused(routed: &Routed) {
-    let refusal = async |config: &tokio_postgres::Config| match config.connect(NoTls).await {
+    let refusal = async |config: &tokio_postgres::Config| match config.connect(routed.connector()).await {
         Ok(_) => "let in".to_owned(),
         Err(error) => code(&error),
     };

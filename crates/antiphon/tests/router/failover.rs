@@ -119,20 +119,28 @@ pub async fn epoch(routed: &Routed) -> u64 {
 
 #[tokio::test]
 async fn clients_feel_a_dead_leader_as_a_pause() {
-    let routed = Routed::start("killed", 3, "  pool_size: 20\n").await;
+    dead_leaders(&Routed::start("killed", 3, "  pool_size: 20\n").await, 3).await;
+}
+
+#[tokio::test]
+async fn clients_inside_tls_feel_a_dead_leader_as_a_pause() {
+    dead_leaders(&Routed::start_secure("killed-tls", 3, "  pool_size: 20\n").await, 2).await;
+}
+
+async fn dead_leaders(routed: &Routed, rounds: i32) {
     let idle = routed.client().await;
     let statement = idle.prepare("SELECT $1::int").await.unwrap();
     let in_transaction = routed.client().await;
     let listening = routed.client().await;
     listening.batch_execute("LISTEN news").await.unwrap();
-    let load = Load::start(&routed, 8).await;
-    for round in 0..3 {
-        load.wait_for_more(200, &routed).await;
+    let load = Load::start(routed, 8).await;
+    for round in 0..rounds {
+        load.wait_for_more(200, routed).await;
         in_transaction.batch_execute("BEGIN; INSERT INTO rows VALUES (100, 1)").await.unwrap();
-        let before = epoch(&routed).await;
+        let before = epoch(routed).await;
         let leader = routed.cluster.leader().await.unwrap();
         routed.cluster.kill_server(leader).unwrap();
-        wait_until("another leader", UP_WITHIN, async || epoch(&routed).await > before).await;
+        wait_until("another leader", UP_WITHIN, async || epoch(routed).await > before).await;
         // A transaction that was open is told, and stays failed until its client ends it.
         let told = in_transaction.batch_execute("INSERT INTO rows VALUES (100, 2)").await.unwrap_err();
         assert_eq!(code(&told), "57P01", "{told:?}");
@@ -141,16 +149,17 @@ async fn clients_feel_a_dead_leader_as_a_pause() {
         in_transaction.batch_execute("ROLLBACK").await.unwrap();
         // Whoever was idle feels nothing, its prepared statement included.
         assert_eq!(idle.query_one(&statement, &[&round]).await.unwrap().get::<_, i32>(0), round);
-        load.wait_for_more(200, &routed).await;
+        load.wait_for_more(200, routed).await;
         routed.cluster.wait_whole(UP_WITHIN).await.unwrap();
     }
     wait_until("who listened is told", UP_WITHIN, async || listening.is_closed()).await;
     let rows = idle.query("SELECT 1 FROM rows WHERE writer = 100", &[]).await.unwrap();
     assert!(rows.is_empty(), "nothing of a lost transaction is kept");
-    let (errors, longest) = load.finish(&routed).await;
-    eprintln!("3 leaders killed: {} errors, longest pause {longest:?}", errors.len());
+    let (errors, longest) = load.finish(routed).await;
+    eprintln!("{rounds} leaders killed: {} errors, longest pause {longest:?}", errors.len());
     assert!(errors.iter().all(|error| error == "08007"), "{errors:?}\n{}", routed.log());
-    assert!(errors.len() <= 3 * 8, "more errors than statements were in flight: {}", errors.len());
+    let most = 8 * usize::try_from(rounds).unwrap();
+    assert!(errors.len() <= most, "more errors than statements were in flight: {}", errors.len());
 }
 
 #[tokio::test]

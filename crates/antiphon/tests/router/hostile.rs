@@ -63,10 +63,18 @@ fn exchange(port: u16, bytes: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_client_that_never_reads_holds_up_nobody() {
-    let mut routed = Routed::start("unread", 1, "  pool_size: 3\n  threads: 1\n").await;
+    never_reads(&mut Routed::start("unread", 1, "  pool_size: 3\n  threads: 1\n").await).await;
+}
+
+#[tokio::test]
+async fn a_client_inside_tls_that_never_reads_holds_up_nobody() {
+    never_reads(&mut Routed::start_secure("unread-tls", 1, "  pool_size: 3\n  threads: 1\n").await).await;
+}
+
+async fn never_reads(routed: &mut Routed) {
     // A result of 2 GB of which nothing is taken: it must wait in the server, not here.
-    let mut greedy = std::process::Command::new("psql")
-        .args(["-h", "127.0.0.1", "-p", &routed.port.to_string(), "-U", "postgres", "-d", "postgres"])
+    let mut greedy = routed
+        .command("psql")
         .args([
             "-AtX",
             "-v",
@@ -74,7 +82,6 @@ async fn a_client_that_never_reads_holds_up_nobody() {
             "-c",
             "COPY (SELECT repeat('x', 1000) FROM generate_series(1, 2000000)) TO STDOUT",
         ])
-        .env("PGPASSWORD", antiphon::demo::cluster::PASSWORD)
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();

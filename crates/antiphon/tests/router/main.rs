@@ -11,3 +11,4 @@ mod failover;
 mod hostile;
 mod reads;
 mod support;
+mod tls;

@@ -5,7 +5,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use antiphon::demo::cluster::{Cluster, PASSWORD, Plan};
+use antiphon_testcerts::{Authority, Issued};
+use antiphon_tls::{ClientFiles, ClientTls, Connector, File, Trust};
 use serde_json::json;
+use tokio_postgres::config::SslMode;
 use tokio_postgres::{Client, Config, NoTls};
 
 /// How long a cluster may take to come up on a busy machine.
@@ -17,6 +20,8 @@ const LOOK: Duration = Duration::from_millis(20);
 pub struct Routed {
     pub cluster: Cluster,
     pub port: u16,
+    /// What everybody proves himself with, if clients, router and servers speak TLS.
+    certificates: Option<Certificates>,
     router: Child,
     dir: PathBuf,
 }
@@ -24,36 +29,35 @@ pub struct Routed {
 impl Routed {
     /// Starts members and router and waits until a client is served. `more` are further lines of its section.
     pub async fn start(test: &str, members: usize, more: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("antiphon-router-{test}-{}", std::process::id()));
+        Self::begin(test, members, more, None).await
+    }
+
+    /// The same inside TLS: clients must speak it, and servers must prove who they are.
+    pub async fn start_secure(test: &str, members: usize, more: &str) -> Self {
+        let certificates = Certificates::new(&dir_of(test), &["127.0.0.1"]);
+        let section = format!("{}{}{more}", certificates.of_clients("require"), certificates.of_servers());
+        Self::begin(test, members, &section, Some(certificates)).await
+    }
+
+    async fn begin(test: &str, members: usize, more: &str, certificates: Option<Certificates>) -> Self {
+        let dir = dir_of(test);
         eprintln!("{test}: members, router and their logs in {}", dir.display());
-        let binary: PathBuf = env!("CARGO_BIN_EXE_antiphon").into();
-        let settings = json!({
-            "synchronous_mode": if members > 1 { "quorum" } else { "off" },
-            // What reads leave in the WAL (pruned pages) reaches followers soon, and sessions come back to them.
-            "postgresql": { "parameters": { "max_connections": 100, "wal_writer_delay": "10ms" } },
-        });
-        let plan = Plan {
-            dir: dir.clone(),
-            binary: binary.clone(),
-            bin_dir: std::env::var_os("ANTIPHON_PG_BIN").map(PathBuf::from),
-            data_members: members,
-            witness: false,
-            settings,
-            etcd: None,
-        };
-        let cluster = Cluster::start(&plan).unwrap();
-        cluster.wait_whole(UP_WITHIN).await.unwrap();
+        let cluster = start_cluster(&dir, members, certificates.as_ref()).await;
         let port = free_port();
-        let agents: Vec<String> =
-            cluster.nodes.iter().map(|node| format!("\"127.0.0.1:{}\"", node.api_port)).collect();
-        let text = format!(
-            "scope: demo\nlog: {{level: debug}}\nrouter:\n  listen: 127.0.0.1:{port}\n  agents: [{}]\n  auth_user: postgres\n  auth_password: {PASSWORD}\n{more}",
-            agents.join(", ")
-        );
-        let router = start_router(&binary, &dir, &text);
-        let routed = Self { cluster, port, router, dir };
+        let router = start_router(&dir, "router", &router_file(port, &agents(&cluster), more));
+        let routed = Self { cluster, port, certificates, router, dir };
         routed.wait_for_client().await;
         routed
+    }
+
+    /// Another router before the same cluster, with another section; no client of it is waited for.
+    pub fn another(&self, name: &str, more: &str) -> Another {
+        Another::start(&self.dir, name, &agents(&self.cluster), more)
+    }
+
+    /// The certificates of a cluster that was started with them.
+    pub fn certificates(&self) -> &Certificates {
+        self.certificates.as_ref().expect("it was started with certificates")
     }
 
     /// A client of the router.
@@ -63,7 +67,7 @@ impl Routed {
 
     /// The same, to this database.
     pub async fn connect(&self, database: &str) -> Result<Client, tokio_postgres::Error> {
-        let (client, connection) = self.config(database).connect(NoTls).await?;
+        let (client, connection) = self.config(database).connect(self.connector()).await?;
         tokio::spawn(connection);
         Ok(client)
     }
@@ -82,7 +86,14 @@ impl Routed {
         let mut config = Config::new();
         config.host("127.0.0.1").port(self.port).user("postgres").password(PASSWORD).dbname(database);
         config.connect_timeout(Duration::from_secs(60));
+        config.ssl_mode(if self.certificates.is_some() { SslMode::Require } else { SslMode::Disable });
         config
+    }
+
+    /// How its clients speak TLS, if they do.
+    pub fn connector(&self) -> Connector {
+        let trust = self.certificates.as_ref().map_or(Trust::Anyone, Certificates::trust);
+        ClientTls::load(&ClientFiles { identity: None, trust }).unwrap().connector()
     }
 
     async fn wait_for_client(&self) -> Client {
@@ -100,14 +111,21 @@ impl Routed {
 
     /// Runs a program of PostgreSQL against the router.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Output {
-        Command::new(program)
-            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres"])
-            .args(arguments)
-            .env("PGPASSWORD", PASSWORD)
-            .env("PGDATABASE", "postgres")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap_or_else(|error| panic!("{program} could not be run: {error}"))
+        let mut command = self.command(program);
+        let output = command.args(arguments).stdin(Stdio::null()).output();
+        output.unwrap_or_else(|error| panic!("{program} could not be run: {error}"))
+    }
+
+    /// The same, not run yet.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = client_program(program, self.port);
+        match &self.certificates {
+            Some(certificates) => {
+                command.env("PGSSLMODE", "verify-full").env("PGSSLROOTCERT", &certificates.authority.file)
+            }
+            None => command.env("PGSSLMODE", "disable"),
+        };
+        command
     }
 
     /// The same; it must succeed. Gives what it printed.
@@ -141,8 +159,7 @@ impl Routed {
     /// Starts another router with the same file, and so at the same port; it takes the first one's place here.
     /// Gives the first one.
     pub fn succeed_router(&mut self) -> Child {
-        let binary = PathBuf::from(env!("CARGO_BIN_EXE_antiphon"));
-        let next = run_router(&binary, &self.dir, "second.log");
+        let next = run_router(&self.dir, "router", "second.log");
         std::mem::replace(&mut self.router, next)
     }
 
@@ -163,19 +180,169 @@ impl Drop for Routed {
     }
 }
 
-fn start_router(binary: &Path, dir: &Path, text: &str) -> Child {
-    use std::os::unix::fs::PermissionsExt;
-    let file = dir.join("router.yml");
-    std::fs::write(&file, text).unwrap();
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
-    run_router(binary, dir, "router.log")
+/// A further router. It ends with the test.
+pub struct Another {
+    pub port: u16,
+    process: Child,
+    log: PathBuf,
 }
 
-fn run_router(binary: &Path, dir: &Path, log: &str) -> Child {
+impl Another {
+    /// Starts one that keeps its file and its log in `dir` and follows these agents.
+    pub fn start(dir: &Path, name: &str, agents: &str, more: &str) -> Self {
+        let port = free_port();
+        let process = start_router(dir, name, &router_file(port, agents, more));
+        Self { port, process, log: dir.join(format!("{name}.log")) }
+    }
+
+    /// All of its log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// What `psql` prints and complains of, with these variables, when it asks whether the way from the router to
+    /// its server is inside TLS. It is repeated until the router listens.
+    pub async fn wait_for_psql(&self, variables: &[(&str, &str)]) -> String {
+        let ask = "SELECT 'inside TLS: ' || ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+        let until = Instant::now() + UP_WITHIN;
+        loop {
+            let mut command = client_program("psql", self.port);
+            let command = command.envs(variables.iter().copied()).args(["-AtXc", ask]);
+            let output = command.stdin(Stdio::null()).output().unwrap();
+            let told = [output.stdout, output.stderr].concat();
+            let told = String::from_utf8_lossy(&told).into_owned();
+            if !told.contains("Connection refused") {
+                return told;
+            }
+            assert!(Instant::now() < until, "{told}{}", self.log());
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+impl Drop for Another {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            eprintln!("{}:\n{}", self.log.display(), self.log());
+        }
+    }
+}
+
+/// What servers and routers of a test prove themselves with.
+pub struct Certificates {
+    pub authority: Authority,
+    servers: Issued,
+    routers: Issued,
+}
+
+impl Certificates {
+    /// For servers that are known by these names. All may read them: agents become another user.
+    pub fn new(dir: &Path, servers: &[&str]) -> Self {
+        let folder = dir.join("certificates");
+        let authority = Authority::new(&folder, "ca");
+        let servers = authority.issue("servers", servers);
+        let routers = authority.issue("routers", &["127.0.0.1", "localhost"]);
+        if nix::unistd::geteuid().is_root() {
+            let user = nix::unistd::User::from_name("postgres").unwrap().unwrap();
+            let files = [&authority.file, &servers.certificate, &servers.key];
+            for path in files.into_iter().chain([&folder]) {
+                nix::unistd::chown(path, Some(user.uid), Some(user.gid)).unwrap();
+            }
+        }
+        Self { authority, servers, routers }
+    }
+
+    /// Lines of a router's section: its clients' side.
+    pub fn of_clients(&self, mode: &str) -> String {
+        let (certificate, key) = (self.routers.certificate.display(), self.routers.key.display());
+        format!(
+            "  client_tls_sslmode: {mode}\n  client_tls_cert_file: {certificate}\n  client_tls_key_file: {key}\n"
+        )
+    }
+
+    /// Lines of a router's section: servers are verified in full.
+    pub fn of_servers(&self) -> String {
+        format!(
+            "  server_tls_sslmode: verify-full\n  server_tls_ca_file: {}\n",
+            self.authority.file.display()
+        )
+    }
+
+    /// Whom clients of routers believe.
+    pub fn trust(&self) -> Trust {
+        Trust::Authorities(File::new("authority", &self.authority.file))
+    }
+}
+
+/// A program of PostgreSQL as a client of the router at a port.
+pub fn client_program(program: &str, port: u16) -> Command {
+    let mut command = Command::new(program);
+    command.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-U", "postgres"]);
+    command.env("PGPASSWORD", PASSWORD).env("PGDATABASE", "postgres");
+    command
+}
+
+/// Where a test keeps what it makes.
+pub fn dir_of(test: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("antiphon-router-{test}-{}", std::process::id()))
+}
+
+/// Starts members and waits until all are there; their servers speak TLS if there are certificates.
+pub async fn start_cluster(dir: &Path, members: usize, certificates: Option<&Certificates>) -> Cluster {
+    // What reads leave in the WAL (pruned pages) reaches followers soon, and sessions come back to them.
+    let mut parameters = json!({ "max_connections": 100, "wal_writer_delay": "10ms" });
+    if let Some(Certificates { servers, .. }) = certificates {
+        parameters["ssl"] = "on".into();
+        parameters["ssl_cert_file"] = servers.certificate.to_str().into();
+        parameters["ssl_key_file"] = servers.key.to_str().into();
+    }
+    let settings = json!({
+        "synchronous_mode": if members > 1 { "quorum" } else { "off" },
+        "postgresql": { "parameters": parameters },
+    });
+    let plan = Plan {
+        dir: dir.to_owned(),
+        binary: env!("CARGO_BIN_EXE_antiphon").into(),
+        bin_dir: std::env::var_os("ANTIPHON_PG_BIN").map(PathBuf::from),
+        data_members: members,
+        witness: false,
+        settings,
+        etcd: None,
+    };
+    let cluster = Cluster::start(&plan).unwrap();
+    cluster.wait_whole(UP_WITHIN).await.unwrap();
+    cluster
+}
+
+/// The members' APIs, as a list in a file.
+pub fn agents(cluster: &Cluster) -> String {
+    let agents: Vec<String> =
+        cluster.nodes.iter().map(|node| format!("\"127.0.0.1:{}\"", node.api_port)).collect();
+    agents.join(", ")
+}
+
+fn router_file(port: u16, agents: &str, more: &str) -> String {
+    format!(
+        "scope: demo\nlog: {{level: debug}}\nrouter:\n  listen: 127.0.0.1:{port}\n  agents: [{agents}]\n  auth_user: postgres\n  auth_password: {PASSWORD}\n{more}"
+    )
+}
+
+fn start_router(dir: &Path, name: &str, text: &str) -> Child {
+    use std::os::unix::fs::PermissionsExt;
+    let file = dir.join(format!("{name}.yml"));
+    std::fs::write(&file, text).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    run_router(dir, name, &format!("{name}.log"))
+}
+
+/// Runs the router of a file that is there, with this log.
+fn run_router(dir: &Path, name: &str, log: &str) -> Child {
     let log = std::fs::File::create(dir.join(log)).unwrap();
-    Command::new(binary)
+    Command::new(env!("CARGO_BIN_EXE_antiphon"))
         .arg("run")
-        .arg(dir.join("router.yml"))
+        .arg(dir.join(format!("{name}.yml")))
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
