@@ -74,6 +74,17 @@ pub enum EngineError {
         /// How long it was given.
         limit: Duration,
     },
+    /// Another server that is needed for it does not answer; nothing was changed here, and nothing here is at fault.
+    #[error("could not {what}: the server at {address} does not answer")]
+    Unreachable {
+        /// What was tried.
+        what: String,
+        /// Where the other server is.
+        address: String,
+        /// How that showed.
+        #[source]
+        source: Box<EngineError>,
+    },
     /// Something else, in words that say what to do.
     #[error("could not {what}: {reason}")]
     Failed {

@@ -43,7 +43,12 @@ impl Inner {
         let program = binaries.program("pg_rewind")?;
         let settings = self.settings();
         self.write_passwords().await?;
-        self.wait_for_source(&settings, address).await?;
+        let unreachable = |error: EngineError| EngineError::Unreachable {
+            what: what.to_owned(),
+            address: address.to_owned(),
+            source: Box::new(error),
+        };
+        self.wait_for_source(&settings, address).await.map_err(unreachable)?;
         if !control.clean {
             self.recover_alone(&binaries).await?;
         }
@@ -51,7 +56,14 @@ impl Inner {
             .map_err(failed)?;
         let source = format!("{source} dbname=postgres");
         self.say("comparing histories".to_owned());
-        let found = tool::run("try pg_rewind", self.pg_rewind(&program, &source, true), |_| ()).await?;
+        let found = match tool::run("try pg_rewind", self.pg_rewind(&program, &source, true), |_| ()).await {
+            Ok(found) => found,
+            // Nothing has been changed. That it failed says something of the directory only if the source is there.
+            Err(error) => {
+                self.wait_for_source(&settings, address).await.map_err(unreachable)?;
+                return Err(error);
+            }
+        };
         let diverged = found.iter().find_map(|line| divergence(line));
         let needed = !found.iter().any(|line| line.contains("no rewind required"));
         let keep = move |paths: &Paths| {

@@ -84,10 +84,12 @@ impl Tasks {
                 state.failed = None;
             }
             Err(error) => {
+                let unreachable = matches!(error, EngineError::Unreachable { .. });
                 let error = sentence(error);
                 tracing::warn!(task = ?running.task, ?took, error, "failed");
                 let before = state.failed.as_ref().filter(|failure| failure.task == running.task);
-                let times = before.map_or(1, |failure| failure.times.saturating_add(1));
+                let counts = u32::from(!unreachable);
+                let times = before.map_or(1, |failure| failure.times.saturating_add(counts));
                 state.failed = Some(Failure { task: running.task, at: now(), times, error });
             }
         }

@@ -218,6 +218,23 @@ fn a_rewind_that_was_killed_leaves_a_directory_that_is_not_started() {
 }
 
 #[test]
+fn a_source_that_is_gone_is_not_held_against_the_directory_that_was_to_be_rewound() {
+    run(async |place| {
+        let first = place.primary("n1").await;
+        let second = place.standby("n2", &first, 1).await;
+        first.stop(StopMode::Fast).await;
+        second.stop(StopMode::Fast).await;
+        for _ in 0..4 {
+            let failed = first.ended(Work::Rewind { address: second.address() }).await.failed;
+            let failed = failed.expect("nobody is there to rewind to");
+            assert!(failed.error.contains("does not answer") && failed.times == 1, "{failed:?}");
+        }
+        let seen = first.engine.observe().await;
+        assert!(!seen.half_built && matches!(seen.server, Server::Stopped(_)), "{seen:?}");
+    });
+}
+
+#[test]
 fn a_standby_that_lags_in_its_replay_is_fenced_with_all_that_it_received() {
     run(async |place| {
         let primary = place.primary("n1").await;
