@@ -55,7 +55,8 @@ pub fn start(file: &RouterFile) -> anyhow::Result<Router> {
         agents_tls: config.agents_tls.as_ref().map(ClientTls::load).transpose()?,
         agents: config.agents.iter().map(ToString::to_string).collect(),
         scope: file.scope.clone(),
-        threads: config.threads.unwrap_or_else(|| u16::try_from(processors).unwrap_or(64)).min(64),
+        // Who is busier does more each time it wakes; and servers or applications want processors, too.
+        threads: config.threads.unwrap_or_else(|| u16::try_from(processors / 2).unwrap_or(64)).clamp(1, 64),
         pool_mode: config.pool_mode,
         pool_size: config.pool_size,
         server_idle_timeout: config.server_idle_timeout,

@@ -58,7 +58,7 @@ pub struct RouterConfig {
     pub listen: Listen,
     /// The members' APIs, whose events say who leads.
     pub agents: Vec<Address>,
-    /// Threads that carry traffic; none: one for each processor.
+    /// Threads that carry traffic; none: one for every two processors.
     pub threads: Option<u16>,
     /// How long a session keeps a link.
     pub pool_mode: PoolMode,

@@ -324,8 +324,10 @@ pub fn agents(cluster: &Cluster) -> String {
 }
 
 fn router_file(port: u16, agents: &str, more: &str) -> String {
+    // More than one, so that links and orders go from thread to thread.
+    let threads = if more.contains("threads:") { "" } else { "  threads: 2\n" };
     format!(
-        "scope: demo\nlog: {{level: debug}}\nrouter:\n  listen: 127.0.0.1:{port}\n  agents: [{agents}]\n  auth_user: postgres\n  auth_password: {PASSWORD}\n{more}"
+        "scope: demo\nlog: {{level: debug}}\nrouter:\n  listen: 127.0.0.1:{port}\n  agents: [{agents}]\n  auth_user: postgres\n  auth_password: {PASSWORD}\n{threads}{more}"
     )
 }
 
