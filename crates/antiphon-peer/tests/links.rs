@@ -7,6 +7,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use antiphon_peer::{Channel, Down, Inboxes, Link, PeerSettings, Peers};
@@ -14,8 +15,14 @@ use bytes::Bytes;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// An address that nobody listens at, and none of those that the kernel gives to connections meanwhile.
 fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 12_000 + u16::try_from(std::process::id() % 150).unwrap() * 100;
+    let mut addresses = std::iter::repeat_with(|| {
+        format!("127.0.0.1:{}", first + NEXT.fetch_add(1, Ordering::Relaxed) % 100)
+    });
+    addresses.find(|address| TcpListener::bind(address).is_ok()).unwrap()
 }
 
 fn settings(address: &str) -> PeerSettings {

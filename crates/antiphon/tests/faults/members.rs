@@ -28,7 +28,8 @@ async fn a_follower_of_a_follower_always_finds_someone_to_stream_from() {
     let mut cluster = Cluster::start(&plan).unwrap();
     cluster.wait_whole(UP_WITHIN).await.unwrap();
     let (leader, between, below) = parts(&cluster).await;
-    let tag = format!("tags:\n  replicatefrom: {}\n", cluster.nodes[between].name);
+    // Else it could lead: it may have all that the other one has.
+    let tag = format!("tags:\n  replicatefrom: {}\n  nofailover: true\n", cluster.nodes[between].name);
     write_down(&cluster, below, &tag).await;
     until_streams(&cluster, below, between).await;
     let load = Load::start(cluster.servers(), 2, UP_WITHIN).await.unwrap();
@@ -44,7 +45,7 @@ async fn a_follower_of_a_follower_always_finds_someone_to_stream_from() {
     load.wait_for(50, UP_WITHIN).await.unwrap();
     cluster.kill_node(leader);
     let next = until_led_by_another(&cluster, leader).await;
-    assert_eq!(next, between, "one that follows a follower acknowledges nothing and is not ahead");
+    assert_eq!(next, between, "the other one may not lead");
     until_streams(&cluster, below, next).await;
     cluster.start_agent(leader).unwrap();
     cluster.wait_whole(UP_WITHIN).await.unwrap();
