@@ -144,7 +144,11 @@ fn carry_out(own: &Own, session: &mut Session) -> Result<(&'static str, Option<S
             Ok(("SHOW", Some(went)))
         }
         (Name::Token, What::Show) => {
-            let unknown = || Complaint::error("55000", "what the session wrote has no position yet");
+            let why = "A router has none while it sends all reads to the leader (read_from).";
+            let unknown = || {
+                Complaint::error("55000", "the position of what the session wrote is not known")
+                    .with_detail(Some(why.to_owned()))
+            };
             Ok(("SHOW", Some(session.floor.token().ok_or_else(unknown)?.to_string())))
         }
         (Name::Token, What::Set(value)) => {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use antiphon_sql::Catalogue;
 use mio::Waker;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::catalogues::Catalogues;
 use crate::gates::Gates;
@@ -225,6 +225,8 @@ pub struct Shared {
     pub ends: AtomicBool,
     /// It is about to: nobody is let in, and who is done goes.
     pub drains: AtomicBool,
+    /// Called when the last client has gone.
+    pub emptied: Notify,
     /// What impossible verifiers are made of.
     pub secret: [u8; 32],
     /// How often servers are sampled.
@@ -255,6 +257,7 @@ impl Shared {
             clients: AtomicUsize::new(0),
             ends: AtomicBool::new(false),
             drains: AtomicBool::new(false),
+            emptied: Notify::new(),
             secret,
             pace: Pace::default(),
             catalogues: Catalogues::default(),

@@ -11,7 +11,7 @@ use mio::{Poll, Waker};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::orders::{Asker, Order, What};
 use crate::settings::Settings;
@@ -23,8 +23,6 @@ use crate::{control, metrics};
 const BACKLOG: i32 = 1024;
 /// How long all threads may take to tell of themselves.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
-/// How often it is looked whether all clients have gone.
-const DRAIN_LOOK: Duration = Duration::from_millis(10);
 /// Questions that wait for the control task.
 const ASKS_MAX: usize = 4096;
 
@@ -94,7 +92,8 @@ impl Router {
         shared.tell_all(|| Note::Drain);
         let all_gone = async {
             while shared.clients.load(Ordering::SeqCst) > 0 {
-                sleep(DRAIN_LOOK).await;
+                // A call that came before this is kept.
+                shared.emptied.notified().await;
             }
         };
         if timeout(within, all_gone).await.is_err() {

@@ -1,5 +1,6 @@
 //! The ends: a link that died, a client that left, a statement that is cancelled.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::client::Phase;
@@ -115,7 +116,9 @@ impl Worker {
         // Closing the socket does it, too; an error changes nothing.
         let _ = self.poll.registry().deregister(&mut client.socket.tcp);
         client.socket.part(&client.out);
-        self.shared.clients.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        if self.shared.clients.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.shared.emptied.notify_one();
+        }
         let link = client.link;
         client.leave_link(&self.reading);
         if client.session.changed_schema {
