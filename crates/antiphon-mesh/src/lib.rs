@@ -1,0 +1,7 @@
+//! Several leaders: every one takes writes, and the changes of each are read from its log and applied by the others.
+//!
+//! Stock servers, no extension: changes come by logical replication (`pgoutput`) and are applied as SQL by a role
+//! without more rights than that needs. What is decided (which of two writes wins, what may be forgotten) is in
+//! `antiphon-core::mesh`; this crate reads, writes and keeps the tables that it takes.
+
+pub mod name;
