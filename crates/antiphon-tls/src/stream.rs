@@ -11,6 +11,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 
+use crate::binding::end_point;
+
 /// What a refused client may still have under way is read for this long, so that it gets to read why.
 const FAREWELL_TIME_MAX: Duration = Duration::from_millis(200);
 
@@ -44,6 +46,13 @@ impl Stream {
                 stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty())
             }
         }
+    }
+
+    /// What a login at the other end can bind itself to (`tls-server-end-point`, RFC 5929): the hash of its
+    /// certificate; none in the clear, or if the signature names no hash.
+    pub fn end_point(&self) -> Option<Vec<u8>> {
+        let Self::Tls(stream) = self else { return None };
+        end_point(stream.get_ref().1.peer_certificates()?.first()?)
     }
 }
 
