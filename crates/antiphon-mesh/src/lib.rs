@@ -4,4 +4,7 @@
 //! without more rights than that needs. What is decided (which of two writes wins, what may be forgotten) is in
 //! `antiphon-core::mesh`; this crate reads, writes and keeps the tables that it takes.
 
+pub mod dsn;
 pub mod name;
+pub mod pgoutput;
+pub mod wire;
