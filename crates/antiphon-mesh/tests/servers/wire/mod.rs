@@ -1,0 +1,4 @@
+//! Connections, statements and streams of changes.
+
+mod connections;
+mod streams;
