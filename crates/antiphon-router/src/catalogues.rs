@@ -87,28 +87,34 @@ impl Drop for Task {
 impl Keepers {
     /// A database's catalogue is wanted, or wanted anew.
     pub fn want(&mut self, shared: &Arc<Shared>, database: String, follows: &watch::Receiver<Target>) {
-        let Some(reads) = &shared.settings.reads else { return };
         if let Some((again, _)) = self.0.get(&database) {
             again.notify_one();
             return;
         }
-        let (again, account) = (Arc::new(Notify::new()), reads.account.clone());
-        let keeps = keep(shared.clone(), account, database.clone(), again.clone(), follows.clone());
+        let again = Arc::new(Notify::new());
+        let keeps = keep(shared.clone(), database.clone(), again.clone(), follows.clone());
         self.0.insert(database, (again, Task(tokio::spawn(keeps))));
     }
 }
 
 /// Keeps the catalogue of a database for ever.
-async fn keep(
-    shared: Arc<Shared>,
-    account: Account,
-    database: String,
-    again: Arc<Notify>,
-    follows: watch::Receiver<Target>,
-) {
+async fn keep(shared: Arc<Shared>, database: String, again: Arc<Notify>, follows: watch::Receiver<Target>) {
+    let mut settings = shared.watch_settings();
     let mut last = None;
     let mut told = false;
     loop {
+        let account = settings.borrow_and_update().reads.as_ref().map(|reads| reads.account.clone());
+        let Some(account) = account else {
+            // Nobody asks; and what is known grows old.
+            shared
+                .catalogues
+                .changed(&database, || shared.tell_all(|| Note::Catalogue(database.clone(), None)));
+            last = None;
+            if settings.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
         let changes = shared.catalogues.changes(&database);
         let leader = follows.borrow().leader;
         let began = Instant::now();
@@ -151,6 +157,11 @@ async fn keep(
         tokio::select! {
             () = again.notified() => sleep(rest).await,
             () = sleep(EVERY) => {}
+            changed = settings.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
         }
     }
 }

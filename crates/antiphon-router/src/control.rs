@@ -13,8 +13,9 @@ use tokio_postgres::Client;
 use crate::catalogues::Keepers;
 use crate::dial::{self, described, is_hopeless};
 use crate::follow;
+use crate::reload;
 use crate::scram::Verifier;
-use crate::settings::{AuthQuery, Authentication};
+use crate::settings::{Account, AuthQuery, Authentication};
 use crate::shared::{Ask, Note, Shared, Target};
 use crate::wire::messages;
 
@@ -29,8 +30,8 @@ const ROUTES_EVERY: Duration = Duration::from_secs(10);
 /// How long a server may take to deal with a cancel request.
 const CANCEL_MAX: Duration = Duration::from_secs(5);
 
-/// The router's own connection, with the server it goes to.
-type OwnLink = Mutex<Option<(SocketAddr, Arc<Client>)>>;
+/// The router's own connection, with the server it goes to and the account it was made with.
+type OwnLink = Mutex<Option<(SocketAddr, Account, Arc<Client>)>>;
 
 /// Runs until it is aborted.
 pub async fn run(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>) {
@@ -47,7 +48,7 @@ pub async fn run(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>) {
                 keepers.want(&shared, database, &follows);
                 continue;
             }
-            ask @ (Ask::User { .. } | Ask::Cancel { .. }) => ask,
+            ask @ (Ask::User { .. } | Ask::Cancel { .. } | Ask::Reload(..)) => ask,
         };
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let (shared, own, follows) = (shared.clone(), own.clone(), follows.clone());
@@ -84,8 +85,12 @@ async fn answer(shared: &Shared, ask: Ask, own: &OwnLink, follows: watch::Receiv
     match ask {
         // Kept apart from what is answered once.
         Ask::Catalogue(_) => {}
+        Ask::Reload(thread, client) => {
+            let done = reload::reload(shared).await;
+            shared.note(thread, Note::Reloaded(client, done));
+        }
         Ask::User { thread, client, user } => {
-            let found = match &shared.settings.authentication {
+            let found = match &shared.settings().authentication {
                 Authentication::Query(query) => look_up(shared, query, &user, own, follows).await,
                 Authentication::Trust | Authentication::Users(_) => Ok(None),
             };
@@ -127,7 +132,7 @@ async fn look_up(
     mut follows: watch::Receiver<Target>,
 ) -> Result<Option<Verifier>, String> {
     let known = shared.verifier(user).map(|(verifier, _)| verifier);
-    let until = Instant::now() + shared.settings.failover_hold;
+    let until = Instant::now() + shared.settings().failover_hold;
     let mut why = "the cluster has no leader".to_owned();
     while Instant::now() < until {
         let leader = follows.borrow_and_update().leader;
@@ -200,8 +205,9 @@ async fn connected(
     own: &OwnLink,
 ) -> Result<Arc<Client>, tokio_postgres::Error> {
     let mut own = own.lock().await;
-    if let Some((server, client)) = own.as_ref()
+    if let Some((server, account, client)) = own.as_ref()
         && *server == leader
+        && *account == query.account
         && !client.is_closed()
     {
         return Ok(client.clone());
@@ -211,6 +217,6 @@ async fn connected(
     let (client, connection) = config.connect(connector).await?;
     tokio::spawn(connection);
     let client = Arc::new(client);
-    *own = Some((leader, client.clone()));
+    *own = Some((leader, query.account.clone(), client.clone()));
     Ok(client)
 }

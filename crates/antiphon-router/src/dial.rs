@@ -18,7 +18,8 @@ use crate::wire::messages;
 
 /// How an account connects to a server.
 pub fn config(shared: &Shared, account: &Account, server: SocketAddr) -> (Config, Connector) {
-    let servers = &shared.settings.servers_tls;
+    let settings = shared.settings();
+    let servers = &settings.servers_tls;
     let mut config = account.config(server, &shared.host(server));
     config.ssl_mode(match servers.encryption {
         Encryption::Off => SslMode::Disable,
@@ -30,7 +31,8 @@ pub fn config(shared: &Shared, account: &Account, server: SocketAddr) -> (Config
 
 /// A connection to a server on which nothing has been said but what TLS needs.
 pub async fn stream(shared: &Shared, server: SocketAddr) -> io::Result<Stream> {
-    let servers = &shared.settings.servers_tls;
+    let settings = shared.settings();
+    let servers = &settings.servers_tls;
     let mut tcp = TcpStream::connect(server).await?;
     if servers.encryption == Encryption::Off {
         return Ok(Stream::Plain(tcp));

@@ -68,7 +68,6 @@ impl Trail {
 pub struct Feeds {
     shared: Arc<Shared>,
     account: Account,
-    next: u64,
     trail: Arc<Mutex<Trail>>,
     leader: Option<(u64, SocketAddr, Arc<Feed>, Task)>,
     followers: BTreeMap<String, (Arc<Follower>, Task)>,
@@ -87,7 +86,7 @@ impl Feeds {
     /// None yet; servers are asked with this account.
     pub fn new(shared: Arc<Shared>, account: Account) -> Self {
         let (trail, followers) = (Arc::default(), BTreeMap::new());
-        Self { shared, account, next: 1, trail, leader: None, followers }
+        Self { shared, account, trail, leader: None, followers }
     }
 
     /// These servers are there now: the picture for the threads. Who was there before keeps its feed.
@@ -100,7 +99,7 @@ impl Feeds {
         let known = self.leader.take().filter(|(of, at, ..)| leader == Some(*at) && *of == epoch);
         self.leader = known.or_else(|| {
             // Another epoch's leader begins anew: what was compared with the old one's positions is not.
-            let feed = Arc::new(Feed::new(self.number()));
+            let feed = Arc::new(Feed::new(self.shared.feed_number()));
             self.trail = Arc::default();
             let task = self.sampled(leader?, Sampled::Leader(feed.clone(), self.trail.clone()));
             Some((epoch, leader?, feed, task))
@@ -109,7 +108,7 @@ impl Feeds {
         self.followers.retain(|name, (follower, _)| wanted(name, follower.address));
         for (name, address) in followers {
             if !self.followers.contains_key(name) {
-                let follower = Arc::new(Follower::new(name, *address, self.number()));
+                let follower = Arc::new(Follower::new(name, *address, self.shared.feed_number()));
                 let task = self.sampled(*address, Sampled::Follower(follower.clone(), self.trail.clone()));
                 self.followers.insert(name.clone(), (follower, task));
             }
@@ -119,11 +118,6 @@ impl Feeds {
             leader: self.leader.as_ref().map(|(_, _, feed, _)| feed.clone()),
             followers: self.followers.values().map(|(follower, _)| follower.clone()).collect(),
         }
-    }
-
-    fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
     }
 
     fn sampled(&self, address: SocketAddr, who: Sampled) -> Task {

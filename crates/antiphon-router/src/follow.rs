@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::feed::Feeds;
 use crate::positions::Reading;
+use crate::settings::{Account, Settings};
 use crate::shared::{Shared, Target};
 use crate::topology::{self, Leader, Member, Seen};
 
@@ -39,58 +40,180 @@ const RESOLVE_MAX: Duration = Duration::from_secs(2);
 /// Follows all agents for ever; tells threads and `target` where sessions go.
 pub async fn run(shared: Arc<Shared>, target: watch::Sender<Target>) {
     let (tell, mut told) = mpsc::channel(EVENTS_MAX);
-    let mut followers = JoinSet::new();
-    for (number, agent) in shared.settings.agents.iter().cloned().enumerate() {
-        followers.spawn(follow(number, agent, shared.settings.agents_tls.clone(), tell.clone()));
-    }
-    drop(tell);
-    let mut seen: BTreeMap<usize, Seen> = BTreeMap::new();
-    let mut resolved: Option<(Leader, Target)> = None;
+    let mut settings = shared.watch_settings();
+    let mut agents = Agents::new(tell);
+    agents.follow(&settings.borrow_and_update().clone());
     let mut readers = Readers::new(&shared);
-    while let Some((number, news)) = told.recv().await {
+    let mut follows = Follows { shared, target, seen: BTreeMap::new(), resolved: None };
+    loop {
+        tokio::select! {
+            news = told.recv() => {
+                let Some((agent, news)) = news else { return };
+                if follows.learned(agent, news) {
+                    follows.look(&mut readers).await;
+                }
+            }
+            changed = settings.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let settings = settings.borrow_and_update().clone();
+                agents.follow(&settings);
+                follows.forget(&settings.agents);
+                readers = readers.change(&follows.shared);
+                follows.look(&mut readers).await;
+            }
+        }
+    }
+}
+
+/// The agents that are followed.
+struct Agents {
+    tell: mpsc::Sender<(String, News)>,
+    tasks: JoinSet<()>,
+    followed: Vec<String>,
+}
+
+impl Agents {
+    fn new(tell: mpsc::Sender<(String, News)>) -> Self {
+        Self { tell, tasks: JoinSet::new(), followed: Vec::new() }
+    }
+
+    /// Follows the agents of these settings. With TLS all are followed anew: its files may have changed.
+    fn follow(&mut self, settings: &Settings) {
+        if self.followed == settings.agents && settings.agents_tls.is_none() {
+            return;
+        }
+        self.tasks = JoinSet::new();
+        self.followed.clone_from(&settings.agents);
+        for agent in &settings.agents {
+            self.tasks.spawn(follow(agent.clone(), settings.agents_tls.clone(), self.tell.clone()));
+        }
+    }
+}
+
+/// What agents said, and what was made of it.
+struct Follows {
+    shared: Arc<Shared>,
+    target: watch::Sender<Target>,
+    seen: BTreeMap<String, Seen>,
+    resolved: Option<(Leader, Target)>,
+}
+
+impl Follows {
+    /// Takes in what came from an agent; whether it counts.
+    fn learned(&mut self, agent: String, news: News) -> bool {
         match news {
-            News::Event(event) if is_foreign(&shared, &event) => continue,
-            News::Event(event) => drop(seen.insert(number, event)),
+            News::Event(event) if is_foreign(&self.shared, &event) => return false,
+            News::Event(event) => drop(self.seen.insert(agent, event)),
             News::Silence => {
-                if let Some(seen) = seen.get_mut(&number) {
+                if let Some(seen) = self.seen.get_mut(&agent) {
                     seen.live = false;
                 }
             }
         }
-        let (epoch, leader) = topology::newest(seen.values());
-        let next = match (&leader, &resolved) {
+        true
+    }
+
+    /// Agents that are not followed any more say nothing new; the newest that one of them said stays known.
+    fn forget(&mut self, agents: &[String]) {
+        let newest = topology::newest(self.seen.values()).0;
+        self.seen.retain(|agent, seen| {
+            let followed = agents.contains(agent);
+            seen.live &= followed;
+            followed || seen.epoch == newest
+        });
+    }
+
+    /// Tells where sessions go if that is news.
+    async fn look(&mut self, readers: &mut Readers) {
+        let (epoch, leader) = topology::newest(self.seen.values());
+        let next = match (&leader, &self.resolved) {
             (None, _) => Target { epoch, leader: None },
             (Some(leader), Some((known, target))) if leader == known && target.epoch == epoch => *target,
             (Some(leader), _) => {
-                let next = Target { epoch, leader: resolve(&shared, &leader.host, leader.port).await };
-                resolved = next.leader.map(|_| (leader.clone(), next));
+                let next = Target { epoch, leader: resolve(&self.shared, &leader.host, leader.port).await };
+                self.resolved = next.leader.map(|_| (leader.clone(), next));
                 next
             }
         };
-        if *target.borrow() != next {
+        if *self.target.borrow() != next {
             tracing::info!(epoch = next.epoch, leader = ?next.leader, "the router follows");
             // At once: finding the addresses of followers may take a while.
-            shared.set_target(next, readers.as_ref().map(Readers::without_leader));
-            target.send_replace(next);
+            self.shared.set_target(next, readers.without_leader());
+            self.target.send_replace(next);
         }
-        if let Some(readers) = &mut readers
-            && let Some(reading) = readers.look(&shared, &seen, epoch, leader.as_ref(), next).await
-        {
-            shared.set_target(next, Some(reading));
+        if let Some(reading) = readers.look(&self.shared, &self.seen, epoch, leader.as_ref(), next).await {
+            self.shared.set_target(next, Some(reading));
         }
     }
 }
 
 fn is_foreign(shared: &Shared, event: &Seen) -> bool {
-    let foreign = shared.settings.scope.as_ref().is_some_and(|scope| *scope != event.scope);
+    let scope = &shared.settings().scope;
+    let foreign = scope.as_ref().is_some_and(|scope| *scope != event.scope);
     if foreign {
         tracing::warn!(scope = event.scope, "an agent in router.agents belongs to another cluster");
     }
     foreign
 }
 
-/// Who is read from, as last told.
-struct Readers {
+/// Who is read from.
+enum Readers {
+    /// Nobody but the leader. The threads know unless that is new.
+    Nobody {
+        told: bool,
+    },
+    Followers(Box<Followers>),
+}
+
+impl Readers {
+    fn new(shared: &Arc<Shared>) -> Self {
+        match &shared.settings().reads {
+            None => Self::Nobody { told: true },
+            Some(reads) => Self::Followers(Box::new(Followers::new(shared, &reads.account))),
+        }
+    }
+
+    /// What the settings of today ask for; feeds begin anew if servers are asked with another account.
+    fn change(self, shared: &Arc<Shared>) -> Self {
+        match (self, &shared.settings().reads) {
+            (Self::Followers(followers), Some(reads)) if followers.account == reads.account => {
+                Self::Followers(followers)
+            }
+            (Self::Nobody { told }, None) => Self::Nobody { told },
+            (Self::Followers(_), None) => Self::Nobody { told: false },
+            (_, Some(_)) => Self::new(shared),
+        }
+    }
+
+    /// The picture while the leader changes: nobody's position covers what is written meanwhile.
+    fn without_leader(&self) -> Option<Reading> {
+        match self {
+            Self::Nobody { .. } => None,
+            Self::Followers(followers) => Some(Reading { leader: None, ..followers.last.clone() }),
+        }
+    }
+
+    /// The picture for the threads, if it is another one than before.
+    async fn look(
+        &mut self,
+        shared: &Shared,
+        seen: &BTreeMap<String, Seen>,
+        newest: u64,
+        leader: Option<&Leader>,
+        target: Target,
+    ) -> Option<Reading> {
+        match self {
+            Self::Nobody { told } => (!std::mem::replace(told, true)).then(Reading::default),
+            Self::Followers(followers) => followers.look(shared, seen, newest, leader, target).await,
+        }
+    }
+}
+
+/// The followers that are read from, as last told.
+struct Followers {
+    account: Account,
     feeds: Feeds,
     epoch: u64,
     leader: Option<SocketAddr>,
@@ -99,25 +222,17 @@ struct Readers {
     last: Reading,
 }
 
-impl Readers {
-    /// None if reads go to the leader.
-    fn new(shared: &Arc<Shared>) -> Option<Self> {
-        let account = shared.settings.reads.as_ref()?.account.clone();
-        let feeds = Feeds::new(shared.clone(), account);
+impl Followers {
+    fn new(shared: &Arc<Shared>, account: &Account) -> Self {
+        let feeds = Feeds::new(shared.clone(), account.clone());
         let (members, resolved, last) = (Vec::new(), Vec::new(), Reading::default());
-        Some(Self { feeds, epoch: 0, leader: None, members, resolved, last })
+        Self { account: account.clone(), feeds, epoch: 0, leader: None, members, resolved, last }
     }
 
-    /// The picture while the leader changes: nobody's position covers what is written meanwhile.
-    fn without_leader(&self) -> Reading {
-        Reading { leader: None, ..self.last.clone() }
-    }
-
-    /// The picture for the threads, if it is another one than before.
     async fn look(
         &mut self,
         shared: &Shared,
-        seen: &BTreeMap<usize, Seen>,
+        seen: &BTreeMap<String, Seen>,
         newest: u64,
         leader: Option<&Leader>,
         target: Target,
@@ -171,10 +286,10 @@ enum News {
     Silence,
 }
 
-async fn follow(number: usize, agent: String, tls: Option<ClientTls>, tell: mpsc::Sender<(usize, News)>) {
+async fn follow(agent: String, tls: Option<ClientTls>, tell: mpsc::Sender<(String, News)>) {
     let mut told = false;
     loop {
-        match read_events(number, &agent, tls.as_ref(), &tell).await {
+        match read_events(&agent, tls.as_ref(), &tell).await {
             Ok(()) => {}
             Err(End::BrokeOff(why)) => {
                 tracing::debug!(agent, why, "an agent's events broke off");
@@ -186,7 +301,7 @@ async fn follow(number: usize, agent: String, tls: Option<ClientTls>, tell: mpsc
                 told = true;
             }
         }
-        if tell.send((number, News::Silence)).await.is_err() {
+        if tell.send((agent.clone(), News::Silence)).await.is_err() {
             return;
         }
         sleep(PAUSE).await;
@@ -223,10 +338,9 @@ async fn connected(agent: &str, tls: Option<&ClientTls>) -> Result<Stream, End> 
 }
 
 async fn read_events(
-    number: usize,
     agent: &str,
     tls: Option<&ClientTls>,
-    tell: &mpsc::Sender<(usize, News)>,
+    tell: &mpsc::Sender<(String, News)>,
 ) -> Result<(), End> {
     let mut stream = connected(agent, tls).await?;
     // In HTTP/1.0 the answer ends with its connection and has no chunks.
@@ -260,7 +374,7 @@ async fn read_events(
         while let Some(end) = end_of(&buffer, b"\n\n") {
             let event: Vec<u8> = buffer.drain(..end).collect();
             if let Some(seen) = data(&event)
-                && tell.send((number, News::Event(seen))).await.is_err()
+                && tell.send((agent.to_owned(), News::Event(seen))).await.is_err()
             {
                 return Ok(());
             }

@@ -28,6 +28,7 @@ pub mod own;
 mod pace;
 pub mod parameters;
 pub mod positions;
+mod reload;
 pub mod route;
 pub mod routes;
 pub mod scram;
@@ -46,6 +47,6 @@ mod worker;
 pub use positions::Consistency;
 pub use settings::{
     Account, AuthQuery, Authentication, ClientsTls, Console, Encryption, PoolMode, Reads, ServersTls,
-    Settings,
+    Settings, Source,
 };
 pub use start::{Handle, Router, StartError};

@@ -22,6 +22,8 @@ pub enum What {
     TellEach,
     /// Serve whoever waits: a database is not paused any more.
     Resume,
+    /// Take over what the router is told now.
+    Settings,
     /// Close links that are not to be used again.
     Renew,
     /// Close all clients and links of this database, or of all.

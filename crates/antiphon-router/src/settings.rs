@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use antiphon_tls::{ClientTls, ServerTls};
@@ -9,6 +10,10 @@ use tokio_postgres::Config;
 
 use crate::positions::Consistency;
 use crate::scram::Verifier;
+
+/// Reads again what the router is told, which may take a while: that, and what besides has changed that waits for a
+/// restart of the process. An error says what is wrong with it.
+pub type Source = Arc<dyn Fn() -> Result<(Settings, Vec<&'static str>), String> + Send + Sync>;
 
 /// All that a router needs to know.
 #[derive(Clone, Debug)]
@@ -94,13 +99,13 @@ pub struct ClientsTls {
     /// Nobody is let in in the clear.
     pub(crate) required: bool,
     /// What logins can be bound to.
-    pub(crate) end_point: Option<Vec<u8>>,
+    pub(crate) end_point: Option<Arc<[u8]>>,
 }
 
 impl ClientsTls {
     /// By these files; `required`: nobody is let in in the clear.
     pub fn new(tls: &ServerTls, required: bool) -> Self {
-        Self { tls: tls.for_postgresql(), required, end_point: tls.end_point() }
+        Self { tls: tls.for_postgresql(), required, end_point: tls.end_point().map(Arc::from) }
     }
 }
 
@@ -141,7 +146,7 @@ pub struct Reads {
 }
 
 /// An account of the router's own.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Account {
     /// Its name.
     pub user: String,

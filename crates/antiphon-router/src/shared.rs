@@ -2,13 +2,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use antiphon_sql::Catalogue;
 use mio::Waker;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::catalogues::Catalogues;
 use crate::gates::Gates;
@@ -17,7 +17,7 @@ use crate::pace::Pace;
 use crate::positions::Reading;
 use crate::routes::Routes;
 use crate::scram::{Credentials, Verifier};
-use crate::settings::Settings;
+use crate::settings::{Settings, Source};
 use crate::worker::link::ServerLink;
 
 /// How long a client waits for a link of its own thread before it gets one of another.
@@ -101,12 +101,16 @@ pub enum Note {
     Order(Arc<Order>),
     /// All threads have done what a client of this one wants.
     Ordered(Arc<Order>),
+    /// The file was read again for this client of the console: what waits for a restart, or why nothing has changed.
+    Reloaded(ClientId, Result<Vec<&'static str>, String>),
 }
 
 /// Something for the control task.
 pub enum Ask {
     /// Read what names mean in this database, now and from now on.
     Catalogue(String),
+    /// Read the file again, for a client of this thread's console.
+    Reload(u16, ClientId),
     /// Look a user up.
     User {
         /// Who asks.
@@ -183,6 +187,11 @@ impl Budget {
         self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).is_ok()
     }
 
+    /// Whether there are more links than there may be: fewer are allowed than before.
+    pub fn is_overdrawn(&self, max: u32) -> bool {
+        self.used.load(Ordering::SeqCst) > usize::try_from(max).unwrap_or(usize::MAX)
+    }
+
     /// Gives it back.
     pub fn give_back(&self) {
         self.used.fetch_sub(1, Ordering::SeqCst);
@@ -213,8 +222,11 @@ impl Budget {
 
 /// Everything that is shared.
 pub struct Shared {
-    /// What the router was told.
-    pub settings: Settings,
+    settings: watch::Sender<Arc<Settings>>,
+    /// Where the file is read again.
+    pub source: Source,
+    /// The file is read by one at a time.
+    pub reloads: tokio::sync::Mutex<()>,
     /// The threads' letter boxes.
     pub threads: Vec<Inbox>,
     /// The control task's.
@@ -235,6 +247,7 @@ pub struct Shared {
     pub catalogues: Catalogues,
     /// What the console has closed.
     pub gates: Gates,
+    feeds: AtomicU64,
     began: Instant,
     target: Mutex<(Target, Arc<Reading>)>,
     hosts: RwLock<HashMap<SocketAddr, String>>,
@@ -246,12 +259,15 @@ impl Shared {
     /// The beginning, with these letter boxes.
     pub fn new(
         settings: Settings,
+        source: Source,
         threads: Vec<Inbox>,
         control: mpsc::Sender<Ask>,
         secret: [u8; 32],
     ) -> Self {
         Self {
-            settings,
+            settings: watch::Sender::new(Arc::new(settings)),
+            source,
+            reloads: tokio::sync::Mutex::default(),
             threads,
             control,
             clients: AtomicUsize::new(0),
@@ -262,12 +278,35 @@ impl Shared {
             pace: Pace::default(),
             catalogues: Catalogues::default(),
             gates: Gates::default(),
+            feeds: AtomicU64::default(),
             began: Instant::now(),
             target: Mutex::default(),
             hosts: RwLock::default(),
             verifiers: RwLock::default(),
             budgets: Mutex::default(),
         }
+    }
+
+    /// What the router is told at this time. A thread uses its own copy, which it is given with an order.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.borrow().clone()
+    }
+
+    /// The same, for a task that must hear of changes.
+    pub fn watch_settings(&self) -> watch::Receiver<Arc<Settings>> {
+        self.settings.subscribe()
+    }
+
+    /// The router is told something else from now on. Threads have to be ordered to look.
+    pub fn set_settings(&self, settings: Arc<Settings>) {
+        // Whoever was let in or not by what was asked of the old ones is looked up anew.
+        self.verifiers.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.settings.send_replace(settings);
+    }
+
+    /// A number that no feed has had.
+    pub fn feed_number(&self) -> u64 {
+        self.feeds.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Where sessions go now, to write and to read.
@@ -397,6 +436,7 @@ mod tests {
         assert!(budget.take(2) && budget.take(2) && !budget.take(2));
         budget.give_back();
         assert!(budget.take(2));
+        assert!(budget.is_overdrawn(1) && !budget.is_overdrawn(2));
         let start = Instant::now();
         for thread in [1, 0, 0] {
             budget.queue(thread, start);

@@ -14,10 +14,10 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::orders::{Asker, Order, What};
-use crate::settings::Settings;
+use crate::settings::{Settings, Source};
 use crate::shared::{Inbox, Note, Shared};
 use crate::worker::{WAKE, Worker};
-use crate::{control, metrics};
+use crate::{control, metrics, reload};
 
 /// Connections that wait to be accepted, for each thread.
 const BACKLOG: i32 = 1024;
@@ -71,6 +71,14 @@ impl Handle {
         Some(metrics::page(&told, &facts))
     }
 
+    /// Reads the file again: what of it waits for a restart. It is written down, too.
+    ///
+    /// # Errors
+    /// What is wrong with the file; nothing has changed then.
+    pub async fn reload(&self) -> Result<Vec<&'static str>, String> {
+        reload::reload(&self.0.0).await
+    }
+
     /// Whether a leader is known that serves.
     pub fn has_leader(&self) -> bool {
         self.0.0.target().0.leader.is_some()
@@ -107,11 +115,11 @@ impl Router {
         Handle(self.shared.clone())
     }
 
-    /// Starts the threads, and the control task on the runtime at hand.
+    /// Starts the threads, and the control task on the runtime at hand. `source` gives the settings of later.
     ///
     /// # Errors
     /// If an address cannot be listened at or the kernel has no thread left.
-    pub fn start(settings: Settings) -> Result<Self, StartError> {
+    pub fn start(settings: Settings, source: Source) -> Result<Self, StartError> {
         let mut secret = [0; 32];
         getrandom::fill(&mut secret)
             .map_err(|error| StartError::Thread(io::Error::other(error.to_string())))?;
@@ -125,7 +133,7 @@ impl Router {
             polls.push((poll, listeners?));
             inboxes.push(Inbox::new(waker));
         }
-        let shared = Arc::new(Shared::new(settings, inboxes, ask, secret));
+        let shared = Arc::new(Shared::new(settings, source, inboxes, ask, secret));
         let mut threads = Vec::new();
         for (number, (poll, listeners)) in (0..).zip(polls) {
             let worker = Worker::new(number, shared.clone(), poll, listeners).map_err(StartError::Thread)?;

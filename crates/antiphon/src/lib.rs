@@ -5,6 +5,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod demo;
+mod log;
 pub mod node;
 mod resources;
 pub mod router;

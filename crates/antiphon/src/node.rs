@@ -15,7 +15,7 @@ use antiphon_core::ha::cluster::Request;
 use antiphon_core::ha::role::Role;
 use antiphon_core::ha::world::{Local, Server, StopMode};
 use antiphon_engine::{Engine, Work};
-use antiphon_router::Router;
+use antiphon_router::{Handle, Router, Source};
 use antiphon_store::{Expect, Store, Transaction};
 use antiphon_tls::Clients;
 use anyhow::Context;
@@ -29,7 +29,8 @@ use crate::agent::command::Command;
 use crate::agent::records::REQUEST;
 use crate::agent::view::View;
 use crate::api;
-use crate::config::{self, LogConfig, LogFormat, LogLevel, NodeConfig, RouterFile, StoreConfig};
+use crate::config::{self, NodeConfig, RouterFile, StoreConfig};
+use crate::log::Log;
 use crate::resources;
 use crate::router;
 use crate::systemd::notify;
@@ -49,7 +50,7 @@ const EXIT_CONFIG: u8 = 78;
 pub fn run(file: &Path) -> ExitCode {
     let env: BTreeMap<String, String> = std::env::vars().collect();
     let router = match config::load_router(file, &env) {
-        Ok(Some((router, warnings))) if router.alone => return run_router(&router, &warnings),
+        Ok(Some((router, warnings))) if router.alone => return run_router(file, env, &router, &warnings),
         Ok(router) => router,
         Err(errors) => {
             eprintln!("{errors}");
@@ -63,15 +64,18 @@ pub fn run(file: &Path) -> ExitCode {
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    start_log(&config.log);
+    let log = Log::start(&config.log);
     let of_router = router.iter().flat_map(|(_, warnings)| warnings);
     for warning in config.warnings.iter().chain(of_router) {
         tracing::warn!("{warning}");
     }
-    let router = router.map(|(router, _)| router);
+    let router = router.map(|(router, _)| {
+        let source = router::source(file, env, &router, log);
+        (router, source)
+    });
     let prepared = prepare(&config);
     resources::claim();
-    match prepared.and_then(|()| serve(file, &config, router.as_ref())) {
+    match prepared.and_then(|()| serve(file, &config, router)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -81,38 +85,23 @@ pub fn run(file: &Path) -> ExitCode {
 }
 
 /// Runs a file that describes a router and nothing else.
-fn run_router(file: &RouterFile, warnings: &[config::Problem]) -> ExitCode {
-    start_log(&file.log);
+fn run_router(
+    path: &Path,
+    env: BTreeMap<String, String>,
+    file: &RouterFile,
+    warnings: &[config::Problem],
+) -> ExitCode {
+    let log = Log::start(&file.log);
     for warning in warnings {
         tracing::warn!("{warning}");
     }
     resources::raise_limits();
-    match router::alone(file) {
+    match router::alone(file, router::source(path, env, file, log)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
-    }
-}
-
-fn start_log(log: &LogConfig) {
-    let level = match log.level {
-        LogLevel::Error => "error",
-        LogLevel::Warn => "warn",
-        LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-        LogLevel::Trace => "trace",
-    };
-    let filter = std::env::var("ANTIPHON_LOG").unwrap_or_else(|_| level.to_owned());
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false);
-    match log.format {
-        LogFormat::Json => builder.json().init(),
-        LogFormat::Plain => builder.init(),
     }
 }
 
@@ -174,7 +163,7 @@ fn create(directory: &Path, owner: Option<&User>) -> anyhow::Result<()> {
     }
 }
 
-fn serve(file: &Path, config: &NodeConfig, router: Option<&RouterFile>) -> anyhow::Result<()> {
+fn serve(file: &Path, config: &NodeConfig, router: Option<(RouterFile, Source)>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -185,7 +174,7 @@ fn serve(file: &Path, config: &NodeConfig, router: Option<&RouterFile>) -> anyho
         let listener = tokio::net::TcpListener::bind(&listen)
             .await
             .with_context(|| format!("could not listen at {listen} (restapi.listen)"))?;
-        let router = router.map(router::start).transpose()?;
+        let router = router.map(|(router, source)| router::start(&router, source)).transpose()?;
         let Assembled { agent, mut view, commands, store, engine, certificates } =
             assemble::assemble(file, config).await?;
         let (stop, stopped) = watch::channel(false);
@@ -218,7 +207,7 @@ fn serve(file: &Path, config: &NodeConfig, router: Option<&RouterFile>) -> anyho
         tracing::info!(scope = %config.scope, name = %config.name, api = %listen, "running");
         let result = tokio::select! {
             result = &mut agent => ended(result),
-            () = until_told(&commands) => {
+            () = until_told(&commands, router.as_ref().map(Router::handle)) => {
                 notify("STOPPING=1");
                 tokio::select! {
                     () = async {
@@ -264,7 +253,7 @@ fn follow(mut view: watch::Receiver<Option<Arc<View>>>, first: Arc<View>) -> wat
 }
 
 /// Waits for SIGTERM or SIGINT; SIGHUP reloads meanwhile.
-async fn until_told(commands: &mpsc::Sender<Command>) {
+async fn until_told(commands: &mpsc::Sender<Command>, router: Option<Handle>) {
     let (Ok(mut term), Ok(mut int), Ok(mut hup)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
     else {
@@ -275,13 +264,19 @@ async fn until_told(commands: &mpsc::Sender<Command>) {
         tokio::select! {
             _ = term.recv() => return,
             _ = int.recv() => return,
-            _ = hup.recv() => reload(commands).await,
+            _ = hup.recv() => {
+                reload(commands).await;
+                if let Some(router) = &router {
+                    // What is wrong with the file is in the log then.
+                    let _ = router.reload().await;
+                }
+            }
         }
     }
 }
 
 async fn told_again() {
-    until_told(&mpsc::channel(1).0).await;
+    until_told(&mpsc::channel(1).0, None).await;
 }
 
 async fn reload(commands: &mpsc::Sender<Command>) {

@@ -1,14 +1,17 @@
 //! Running the router: beside a member, or alone when its file has nothing else.
 //!
 //! Alone it is a plain process: it keeps nothing on disk, needs no user of its own and ends at SIGTERM or SIGINT,
-//! which closes each client when its transaction has ended; a second one closes all at once. It is told what its
-//! file says and reads no file itself.
+//! which closes each client when its transaction has ended; a second one closes all at once. SIGHUP reads the file
+//! again. The router itself is told what the file says and reads none.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use antiphon_router::{
-    Account, AuthQuery, Authentication, ClientsTls, Console, Reads, Router, ServersTls, Settings,
+    Account, AuthQuery, Authentication, ClientsTls, Console, Reads, Router, ServersTls, Settings, Source,
 };
 use antiphon_tls::{ClientTls, ServerTls, TlsError, days_left};
 use anyhow::Context;
@@ -16,7 +19,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, RouterApi, datetime};
-use crate::config::{Listen, RouterAuthentication, RouterConfig, RouterFile};
+use crate::config::{self, Listen, RouterAuthentication, RouterConfig, RouterFile};
+use crate::log::Log;
 use crate::systemd::notify;
 
 /// How long transactions that are open may take to end when the router does.
@@ -24,11 +28,39 @@ pub const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// A certificate with fewer days left is told of.
 const WARN_DAYS: u32 = 30;
 
-/// Starts the router on the runtime at hand.
+/// Starts the router on the runtime at hand. `source` is where it is told of changes.
 ///
 /// # Errors
 /// If it cannot listen where it shall, or a file that TLS needs cannot be used.
-pub fn start(file: &RouterFile) -> anyhow::Result<Router> {
+pub fn start(file: &RouterFile, source: Source) -> anyhow::Result<Router> {
+    let settings = settings(file)?;
+    let threads = settings.threads;
+    let router = Router::start(settings, source)?;
+    tracing::info!(listen = %file.router.listen, threads, "routing");
+    Ok(router)
+}
+
+/// Reads the file again that described this router, and has the log follow it.
+pub fn source(path: &Path, env: BTreeMap<String, String>, first: &RouterFile, log: Log) -> Source {
+    let (path, alone) = (path.to_owned(), first.alone);
+    let http = first.router.http.clone();
+    Arc::new(move || {
+        let read = config::load_router(&path, &env).map_err(|errors| errors.to_string())?;
+        let (file, warnings) = read.ok_or("it has no router section any more; stop the router instead")?;
+        if file.alone != alone {
+            return Err("it describes a member where it did not before, or none; restart".to_owned());
+        }
+        let settings = settings(&file).map_err(|error| format!("{error:#}"))?;
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        let http = (file.router.http != http).then_some("router.http_listen");
+        Ok((settings, log.change(&file.log).into_iter().chain(http).collect()))
+    })
+}
+
+/// What a file tells the router.
+fn settings(file: &RouterFile) -> anyhow::Result<Settings> {
     let config = &file.router;
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let account = config.account.as_ref().map(|account| Account {
@@ -50,7 +82,7 @@ pub fn start(file: &RouterFile) -> anyhow::Result<Router> {
         causal_wait: reads.causal_wait,
     });
     let (clients_tls, servers_tls) = tls(config)?;
-    let settings = Settings {
+    Ok(Settings {
         listen: addresses(&config.listen, "listen")?,
         agents_tls: config.agents_tls.as_ref().map(ClientTls::load).transpose()?,
         agents: config.agents.iter().map(ToString::to_string).collect(),
@@ -70,11 +102,7 @@ pub fn start(file: &RouterFile) -> anyhow::Result<Router> {
         show_time: datetime::format,
         clients_tls,
         servers_tls,
-    };
-    let threads = settings.threads;
-    let router = Router::start(settings)?;
-    tracing::info!(listen = %config.listen, threads, "routing");
-    Ok(router)
+    })
 }
 
 /// Reads the files for TLS with clients and servers.
@@ -85,7 +113,7 @@ fn tls(config: &RouterConfig) -> Result<(Option<ClientsTls>, ServersTls), TlsErr
             let (identity, days) = (&clients.files.identity, days_left(&clients.files.identity)?);
             if days < WARN_DAYS {
                 let file = &identity.certificates;
-                tracing::warn!(%file, days, "a certificate expires soon; put a new one there and restart the router");
+                tracing::warn!(%file, days, "a certificate expires soon; put a new one there and send the router SIGHUP");
             }
             Some(ClientsTls::new(&tls, clients.required))
         }
@@ -99,7 +127,7 @@ fn tls(config: &RouterConfig) -> Result<(Option<ClientsTls>, ServersTls), TlsErr
 ///
 /// # Errors
 /// If it cannot be started.
-pub fn alone(file: &RouterFile) -> anyhow::Result<()> {
+pub fn alone(file: &RouterFile, source: Source) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -108,7 +136,9 @@ pub fn alone(file: &RouterFile) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut term = signal(SignalKind::terminate()).context("signals cannot be received")?;
         let mut int = signal(SignalKind::interrupt()).context("signals cannot be received")?;
-        let router = start(file)?;
+        let mut hup = signal(SignalKind::hangup()).context("signals cannot be received")?;
+        let router = start(file, source)?;
+        let handle = router.handle();
         if let Some(listen) = &file.router.http {
             let api = RouterApi::new(router.handle());
             for address in addresses(listen, "http_listen")? {
@@ -119,9 +149,13 @@ pub fn alone(file: &RouterFile) -> anyhow::Result<()> {
             }
         }
         notify("READY=1");
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
+        loop {
+            tokio::select! {
+                _ = term.recv() => break,
+                _ = int.recv() => break,
+                // What is wrong with the file is in the log then.
+                _ = hup.recv() => drop(handle.reload().await),
+            }
         }
         notify("STOPPING=1");
         tokio::select! {

@@ -34,6 +34,8 @@ pub enum Command {
     Kill(Option<String>),
     /// This client is closed.
     KillClient(u64),
+    /// The file is read again.
+    Reload,
 }
 
 /// What can be shown.
@@ -94,12 +96,11 @@ const SHOWS: [(&str, Show); 16] = [
 ];
 
 /// Commands of PgBouncer that there are not here, and what to do instead.
-const ELSEWHERE: [(&str, &str); 5] = [
-    ("RELOAD", "the file is read when the router starts: restart it"),
+const ELSEWHERE: [(&str, &str); 4] = [
     ("SHUTDOWN", "end the process by SIGTERM"),
     ("SUSPEND", "use PAUSE"),
     ("WAIT_CLOSE", "use RECONNECT"),
-    ("SET", "settings are read from the file when the router starts"),
+    ("SET", "settings are in the file; change it there, and RELOAD"),
 ];
 
 impl Command {
@@ -120,6 +121,7 @@ impl Command {
             Self::Reconnect(_) => "RECONNECT",
             Self::Kill(_) => "KILL",
             Self::KillClient(_) => "KILL_CLIENT",
+            Self::Reload => "RELOAD",
         }
     }
 }
@@ -145,6 +147,7 @@ pub fn parse(sql: &[u8]) -> Result<Command, Complaint> {
         "ENABLE" => Command::Enable(named(rest)?),
         "RECONNECT" => Command::Reconnect(name(rest)?),
         "KILL" => Command::Kill(name(rest)?),
+        "RELOAD" if rest.trim().is_empty() => Command::Reload,
         "KILL_CLIENT" => Command::KillClient(number(rest.trim())?),
         _ => return Err(Complaint::error("42601", "no such command; SHOW HELP lists them")),
     };
@@ -191,16 +194,10 @@ fn number(text: &str) -> Result<u64, Complaint> {
 pub fn help(out: &mut Vec<u8>) {
     let shows: Vec<&str> = SHOWS.iter().map(|(name, _)| *name).collect();
     let detail = format!(
-        "\n\tSHOW {}\n\tPAUSE [<db>]\n\tRESUME [<db>]\n\tDISABLE <db>\n\tENABLE <db>\n\tRECONNECT [<db>]\n\tKILL [<db>]\n\tKILL_CLIENT <id>",
+        "\n\tSHOW {}\n\tPAUSE [<db>]\n\tRESUME [<db>]\n\tDISABLE <db>\n\tENABLE <db>\n\tRECONNECT [<db>]\n\tKILL [<db>]\n\tKILL_CLIENT <id>\n\tRELOAD",
         shows.join("|")
     );
-    messages::put(out, b'N', |body| {
-        for (field, text) in [(b'S', "NOTICE"), (b'C', "00000"), (b'M', "Console usage"), (b'D', &detail)] {
-            body.push(field);
-            messages::put_text(body, text.as_bytes());
-        }
-        body.push(0);
-    });
+    messages::notice(out, "Console usage", Some(&detail));
 }
 
 /// A result: its columns, and its rows as texts.

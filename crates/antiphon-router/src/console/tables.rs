@@ -407,7 +407,8 @@ fn config(settings: &Settings) -> Table {
         ("causal_wait", reads.map_or_else(String::new, |reads| seconds(reads.causal_wait)), "0.02"),
     ];
     let row = |(key, value, standard): (&str, String, &str)| {
-        vec![text(key), Some(value), text(standard), text("no")]
+        let fixed = ["listen", "scope", "threads"].contains(&key);
+        vec![text(key), Some(value), text(standard), text(if fixed { "no" } else { "yes" })]
     };
     let columns = vec![("key", Text), ("value", Text), ("default", Text), ("changeable", Text)];
     Table { columns, rows: rows.into_iter().map(row).collect() }

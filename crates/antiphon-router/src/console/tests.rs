@@ -21,6 +21,7 @@ fn commands_are_read_as_pgbouncer_reads_them() {
         ("KILL \"a\"\"b c\"", Command::Kill(Some("a\"b c".to_owned()))),
         ("KILL_CLIENT 77;", Command::KillClient(77)),
         ("DISABLE app", Command::Disable("app".to_owned())),
+        ("reload;", Command::Reload),
         ("ENABLE app", Command::Enable("app".to_owned())),
     ] {
         assert_eq!(parse(sql.as_bytes()), Ok(command), "{sql}");
@@ -33,7 +34,8 @@ fn what_cannot_be_read_is_told_with_what_can() {
     assert!(told("SHOW THINGS").contains("SHOW HELP"));
     assert!(told("DISABLE").contains("a database is required"));
     assert!(told("PAUSE pgbouncer").contains("the console itself"));
-    assert!(told("RELOAD").contains("restart it"));
+    assert!(told("SET pool_size = 5").contains("RELOAD"));
+    assert!(told("RELOAD now").contains("SHOW HELP"));
     assert!(told("KILL_CLIENT x").contains("SHOW CLIENTS"));
     for name in ["a b", "\"a", "\"a\"b\"", "'a'", "\"\""] {
         assert!(told(&format!("PAUSE {name}")).contains("double quotes"), "{name}");

@@ -83,6 +83,18 @@ pub fn error(out: &mut Vec<u8>, complaint: &Complaint) {
     });
 }
 
+/// Appends a NoticeResponse.
+pub fn notice(out: &mut Vec<u8>, message: &str, detail: Option<&str>) {
+    put(out, b'N', |body| {
+        let fields = [(b'S', "NOTICE"), (b'V', "NOTICE"), (b'C', "00000"), (b'M', message)];
+        for (field, text) in fields.into_iter().chain(detail.map(|detail| (b'D', detail))) {
+            body.push(field);
+            put_text(body, text.as_bytes());
+        }
+        body.push(0);
+    });
+}
+
 /// Appends a ReadyForQuery with the state of the transaction: `I`, `T` or `E`.
 pub fn ready(out: &mut Vec<u8>, status: u8) {
     put(out, b'Z', |body| body.push(status));

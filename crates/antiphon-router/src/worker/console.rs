@@ -8,7 +8,7 @@ use super::{Work, Worker};
 use crate::console::{self, Command, DATABASES, Facts, Show};
 use crate::orders::{Asker, Order, Told, What, socket_id};
 use crate::session::Status;
-use crate::shared::{ClientId, Note};
+use crate::shared::{Ask, ClientId, Note};
 use crate::wire::messages::{self, Complaint};
 use crate::wire::{self, Frame, HEADER_BYTES, fields, rows};
 
@@ -38,12 +38,12 @@ impl Console {
 impl Worker {
     /// Whether a client wants the console, and there is one.
     pub(super) fn wants_console(&self, wish: &Wish) -> bool {
-        self.shared.settings.console.is_there() && DATABASES.contains(&wish.database.as_str())
+        self.settings.console.is_there() && DATABASES.contains(&wish.database.as_str())
     }
 
     /// A client of the console is who it says.
     pub(super) fn open_console(&mut self, slot: usize, wish: &Wish) {
-        let who = &self.shared.settings.console;
+        let who = &self.settings.console;
         let admin = who.admins.contains(&wish.user);
         if !admin && !who.viewers.contains(&wish.user) {
             let message = format!("user \"{}\" may not use the console", wish.user);
@@ -131,6 +131,15 @@ impl Worker {
             true => Ok(command),
             false => Err(Complaint::error("42501", "only admin_users may do this")),
         });
+        if allowed == Ok(Command::Reload) {
+            tracing::info!("the console was used to read the file again");
+            console.at_work = Some(Command::Reload);
+            if self.shared.control.try_send(Ask::Reload(self.number, id)).is_err() {
+                let busy = Complaint::error("53300", "the router has too much to look up; try again");
+                self.answer_reload(id, Err(busy));
+            }
+            return;
+        }
         let begun = allowed.and_then(|command| Ok((self.begin(&command)?, command)));
         let mut out = Vec::new();
         match begun {
@@ -162,7 +171,8 @@ impl Worker {
         let gates = &self.shared.gates;
         let not = |message: String| Err(Complaint::error("55000", message));
         Ok(match command {
-            Command::Nothing | Command::Show(Show::Help) => None,
+            // Reading the file is the control task's.
+            Command::Nothing | Command::Reload | Command::Show(Show::Help) => None,
             Command::Show(Show::Clients | Show::Servers) => Some(What::TellEach),
             Command::Pause(None) if !gates.all.pause() => return not("all is paused already".to_owned()),
             Command::Show(_) | Command::Pause(None) => Some(What::Tell),
@@ -234,7 +244,7 @@ impl Worker {
         match &command {
             Command::Show(show) => {
                 let facts = Facts {
-                    settings: &self.shared.settings,
+                    settings: &self.settings,
                     target: self.target,
                     reading: &self.reading,
                     gates: &self.shared.gates,
@@ -248,6 +258,28 @@ impl Worker {
                 messages::error(&mut out, &Complaint::error("42704", "there is no such client"));
             }
             command => rows::complete(command.tag(), &mut out),
+        }
+        messages::ready(&mut out, Status::Idle.byte());
+        self.tell(id.slot, &out);
+        self.resume(id.slot);
+    }
+
+    /// The file was read again for a client, who is told of what it cannot see otherwise.
+    pub(super) fn answer_reload(&mut self, id: ClientId, done: Result<Option<String>, Complaint>) {
+        let Some(client) = self.clients.get_mut(id.slot).filter(|client| client.serial == id.serial) else {
+            return;
+        };
+        let Phase::Console(console) = &mut client.phase else { return };
+        console.at_work = None;
+        let mut out = Vec::new();
+        match done {
+            Ok(remark) => {
+                if let Some(remark) = remark {
+                    messages::notice(&mut out, &remark, None);
+                }
+                rows::complete(Command::Reload.tag(), &mut out);
+            }
+            Err(complaint) => messages::error(&mut out, &complaint),
         }
         messages::ready(&mut out, Status::Idle.byte());
         self.tell(id.slot, &out);
@@ -269,6 +301,7 @@ impl Worker {
             What::Tell => told = self.told(false),
             What::TellEach => told = self.told(true),
             What::Resume => self.serve_all(),
+            What::Settings => self.take_settings(),
             What::Renew => self.drop_outlived(),
             What::Kill(database) => self.kill(database.as_deref()),
             What::KillClient(id) => told.killed = self.kill_client(*id),

@@ -40,7 +40,7 @@ impl Worker {
 
     /// Whether a link has lived for as long as one may.
     pub(super) fn is_too_old(&self, link: &ServerLink) -> bool {
-        let most = self.shared.settings.server_lifetime;
+        let most = self.settings.server_lifetime;
         !most.is_zero() && self.now.saturating_duration_since(link.since) >= most
     }
 
@@ -50,7 +50,7 @@ impl Worker {
             return;
         }
         self.retire_at = self.now + RETIRE_LOOK;
-        let most = self.shared.settings.server_idle_timeout;
+        let most = self.settings.server_idle_timeout;
         let retires = |link: &ServerLink| {
             let unused =
                 link.client.is_none() && matches!(link.stage, Stage::Ready) && link.wire.answers.is_empty();

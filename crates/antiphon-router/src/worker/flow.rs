@@ -165,7 +165,7 @@ impl Worker {
             statements: &mut self.statements,
             schemas: &self.shared.gates.schemas,
             judge: judge_of(&mut self.judges, &self.pools, client.pool),
-            reading: self.shared.settings.reads.as_ref().map(|_| &*self.reading),
+            reading: self.settings.reads.as_ref().map(|_| &*self.reading),
             input,
             out: &mut self.out,
             replies: &mut self.replies,

@@ -2,7 +2,6 @@
 
 use super::client::{Client, Phase, Wish};
 use super::link::Stage;
-use super::secure::end_point;
 use super::{Work, Worker};
 use crate::consistency;
 use crate::login::failure;
@@ -73,7 +72,7 @@ impl Worker {
             Opening::Tls | Opening::Gss if asked >= ENCRYPTION_ASKED_MAX || self.is_secure(slot) => {
                 Err(malformed("encryption was asked for too often"))
             }
-            Opening::Tls if self.shared.settings.clients_tls.is_some() => {
+            Opening::Tls if self.settings.clients_tls.is_some() => {
                 self.answer_tls(slot, asked + 1, input.get(bytes..).unwrap_or_default())
             }
             Opening::Tls | Opening::Gss => {
@@ -108,14 +107,13 @@ impl Worker {
     }
 
     fn start(&mut self, slot: usize, start: &Start) -> Result<(), Complaint> {
-        if self.shared.settings.clients_tls.as_ref().is_some_and(|tls| tls.required) && !self.is_secure(slot)
-        {
+        if self.settings.clients_tls.as_ref().is_some_and(|tls| tls.required) && !self.is_secure(slot) {
             let why =
                 "The router lets nobody in without TLS (client_tls_sslmode); set sslmode=require or more.";
             return Err(Complaint::fatal("28000", "TLS required").with_detail(Some(why.to_owned())));
         }
         let clients = self.shared.clients.load(std::sync::atomic::Ordering::Relaxed);
-        if clients > self.shared.settings.clients_max {
+        if clients > self.settings.clients_max {
             return Err(Complaint::fatal("53300", "too many clients are connected to the router"));
         }
         let user = start.get("user").filter(|user| !user.is_empty());
@@ -130,8 +128,7 @@ impl Worker {
         let asked = parameters.take(consistency::SETTING).map(|level| own::level(&level)).transpose();
         let asked = asked.map_err(|complaint| Complaint { severity: Severity::Fatal, ..complaint })?;
         let parameters = self.interned.get(parameters);
-        let standard =
-            self.shared.settings.reads.as_ref().map_or_else(Default::default, |reads| reads.consistency);
+        let standard = self.settings.reads.as_ref().map_or_else(Default::default, |reads| reads.consistency);
         if start.minor > NEWEST_MINOR || !start.unknown_options.is_empty() {
             let mut bytes = Vec::new();
             messages::negotiate(&mut bytes, start.minor.min(NEWEST_MINOR), &start.unknown_options);
@@ -146,7 +143,7 @@ impl Worker {
             client.session = Session::new(parameters);
             client.session.standard = asked.unwrap_or(standard);
             client.session.consistency = client.session.standard;
-            let keeps = self.shared.settings.pool_mode == PoolMode::Session;
+            let keeps = self.settings.pool_mode == PoolMode::Session;
             client.session.pinned = keeps.then_some(Pin::SessionMode);
         }
         self.identify(slot, wish);
@@ -155,7 +152,7 @@ impl Worker {
 
     /// Finds what the client's password is checked against.
     fn identify(&mut self, slot: usize, wish: Wish) {
-        let found = match &self.shared.settings.authentication {
+        let found = match &self.settings.authentication {
             Authentication::Trust => return self.greet(slot, wish),
             Authentication::Users(users) => Some((users.get(&wish.user).cloned(), true)),
             Authentication::Query(_) => self.shared.verifier(&wish.user),
@@ -194,7 +191,7 @@ impl Worker {
 
     fn ask_password(&mut self, slot: usize, wish: Wish, verifier: Option<Verifier>) {
         let verifier = verifier.unwrap_or_else(|| Verifier::impossible(&wish.user, &self.shared.secret));
-        let can_be_bound = |client: &Client| end_point(&self.shared.settings, &client.socket).is_some();
+        let can_be_bound = |client: &Client| client.socket.end_point().is_some();
         let mut mechanisms = Vec::new();
         if self.clients.get(slot).is_some_and(can_be_bound) {
             messages::put_text(&mut mechanisms, scram::MECHANISM_BOUND.as_bytes());
@@ -236,8 +233,7 @@ impl Worker {
         match std::mem::replace(&mut client.phase, Phase::Opening(ENCRYPTION_ASKED_MAX)) {
             Phase::Sasl(asked) => {
                 let (wish, verifier) = *asked;
-                let offered = end_point(&self.shared.settings, &client.socket);
-                let first = sasl_first(body, offered);
+                let first = sasl_first(body, client.socket.end_point());
                 let (first, binding) = first.ok_or_else(|| malformed("malformed SASL initial response"))?;
                 let nonce = random::<NONCE_BYTES>().ok_or_else(|| malformed("no random numbers"))?;
                 let (exchange, answer) = Exchange::begin(verifier, first, &nonce, binding)

@@ -14,6 +14,7 @@ mod login;
 mod openings;
 mod pools;
 mod reads;
+mod reload;
 mod secure;
 mod socket;
 mod tell;
@@ -35,6 +36,7 @@ use crate::out::Out;
 use crate::parameters::{Interned, Parameters};
 use crate::positions::Reading;
 use crate::session::Session;
+use crate::settings::Settings;
 use crate::shared::{ClientId, Note, PoolKey, Shared, Target};
 use crate::statements::Statements;
 use crate::stats::Asked;
@@ -80,6 +82,8 @@ enum Work {
 pub struct Worker {
     number: u16,
     shared: Arc<Shared>,
+    /// What the router is told at this time; replaced when all threads are told.
+    settings: Arc<Settings>,
     poll: Poll,
     listeners: Vec<TcpListener>,
     clients: Slab<Client>,
@@ -140,6 +144,7 @@ impl Worker {
             random: u32::from(number) + 1,
             silence_at: Instant::now(),
             retire_at: Instant::now(),
+            settings: shared.settings(),
             shared,
             poll,
             listeners,
@@ -255,6 +260,7 @@ impl Worker {
                 Note::Drain => self.drain(),
                 Note::Order(order) => self.obey(&order),
                 Note::Ordered(order) => self.ordered(&order),
+                Note::Reloaded(client, done) => self.reloaded(client, done),
             }
             self.do_work();
         }
@@ -322,7 +328,7 @@ impl Worker {
             leaves: false,
             key: Vec::new(),
         };
-        self.logins.push_back((self.now + self.shared.settings.login_timeout, client.id(slot)));
+        self.logins.push_back((self.now + self.settings.login_timeout, client.id(slot)));
         entry.insert(client);
         self.shared.clients.fetch_add(1, Ordering::Relaxed);
     }

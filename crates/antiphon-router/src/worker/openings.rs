@@ -37,7 +37,7 @@ impl Worker {
             if pool.retry_at.is_some_and(|at| at > now) || pool.opening >= pool.wants() {
                 return;
             }
-            if !pool.budget.take(self.shared.settings.pool_size) {
+            if !pool.budget.take(self.settings.pool_size) {
                 return self.queue(number);
             }
             pool.opening += 1;
@@ -62,7 +62,7 @@ impl Worker {
         let Some(pool) = self.pools.get(number) else { return Ok(()) };
         let credentials = lock(&pool.home.credentials).clone();
         let login = Box::new(ServerLogin::new(credentials, nonce));
-        let (stage, out) = match self.shared.settings.servers_tls.encryption {
+        let (stage, out) = match self.settings.servers_tls.encryption {
             Encryption::Off => (Stage::Login(login), first_packet(&pool.key)),
             Encryption::Preferred | Encryption::Required => (Stage::Asking(login), messages::tls_request()),
         };

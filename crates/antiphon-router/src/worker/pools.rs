@@ -155,7 +155,7 @@ impl Worker {
     }
 
     pub(super) fn wait_for_greeting(&mut self, pool: usize, client: ClientId) {
-        let due = self.now + self.shared.settings.failover_hold;
+        let due = self.now + self.settings.failover_hold;
         if let Some(pool) = self.pools.get_mut(pool) {
             pool.greeting.push_back(Waiter { client, since: self.now, due });
         }
@@ -181,8 +181,8 @@ impl Worker {
         }
         client.waits = true;
         let most = match pool.key.place {
-            Place::Leader => self.shared.settings.failover_hold,
-            Place::Follower(_) => FOLLOWER_WAIT.min(self.shared.settings.failover_hold),
+            Place::Leader => self.settings.failover_hold,
+            Place::Follower(_) => FOLLOWER_WAIT.min(self.settings.failover_hold),
         };
         pool.waiting.push_back(Waiter { client: client.id(slot), since: self.now, due: self.now + most });
         self.open_links(number);
@@ -279,7 +279,8 @@ impl Worker {
         link.stage = Stage::Ready;
         let (number, serial) = (link.pool, link.serial);
         let Some(link) = self.links.get(slot) else { return };
-        if self.is_outlived(link) || self.is_too_old(link) || !link.wire.answers.is_empty() {
+        let useless = self.is_outlived(link) || self.is_too_old(link) || self.is_surplus(link);
+        if useless || !link.wire.answers.is_empty() {
             self.work.push_back(Work::Drop(slot, serial));
             return;
         }
@@ -508,7 +509,7 @@ impl Worker {
             for queue in [&mut pool.waiting, &mut pool.greeting] {
                 while let Some(waiter) = queue.front().copied().filter(|waiter| waiter.due <= self.now) {
                     if paused {
-                        let due = self.now + self.shared.settings.failover_hold.max(PAUSED_LOOK);
+                        let due = self.now + self.settings.failover_hold.max(PAUSED_LOOK);
                         queue.iter_mut().for_each(|waiter| waiter.due = due);
                         break;
                     }
@@ -526,7 +527,7 @@ impl Worker {
                 continue;
             }
             for id in late {
-                let hold = self.shared.settings.failover_hold;
+                let hold = self.settings.failover_hold;
                 let complaint = match self.target.leader {
                     Some(_) => {
                         Complaint::fatal("53300", format!("no server connection was free within {hold:?}"))

@@ -96,7 +96,7 @@ impl Worker {
     }
 
     fn route(&mut self, slot: usize, input: &[u8]) -> Route {
-        if self.shared.settings.reads.is_none() {
+        if self.settings.reads.is_none() {
             return Route::Leader(Reason::Off);
         }
         let paused = self.clients.get(slot).is_some_and(|client| self.is_paused(client.pool));
@@ -155,8 +155,7 @@ impl Worker {
 
     /// No follower is far enough for a read: it waits, or goes to the leader.
     fn wait_or_go(&mut self, slot: usize) -> Route {
-        let wait =
-            self.shared.settings.reads.as_ref().map_or_else(Default::default, |reads| reads.causal_wait);
+        let wait = self.settings.reads.as_ref().map_or_else(Default::default, |reads| reads.causal_wait);
         let now = self.now;
         let Some(client) = self.clients.get_mut(slot) else { return Route::Later };
         let waited = client.wait_until.take();
@@ -228,7 +227,7 @@ impl Worker {
     pub(super) fn tell_of_schema(&self, pool: usize) {
         // Counted when it was sent, too; what was prepared between the two is of before.
         self.shared.gates.schemas.changed();
-        if self.shared.settings.reads.is_some()
+        if self.settings.reads.is_some()
             && let Some(pool) = self.pools.get(pool)
         {
             self.shared.schema_changed(&pool.key.database);

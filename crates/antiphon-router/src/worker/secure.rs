@@ -7,20 +7,13 @@ use super::client::Phase;
 use super::link::Stage;
 use super::login::malformed;
 use super::openings::first_packet;
-use super::socket::Socket;
 use super::{Work, Worker};
-use crate::settings::{Encryption, Settings};
+use crate::settings::Encryption;
 use crate::shared::Place;
 use crate::wire::messages::Complaint;
 
 /// The first byte of TLS; as the first of a packet's length it would be far too long.
 const HANDSHAKE: u8 = 0x16;
-
-/// What a client's login can be bound to; none in the clear.
-pub(super) fn end_point<'a>(settings: &'a Settings, socket: &Socket) -> Option<&'a [u8]> {
-    let clients = settings.clients_tls.as_ref().filter(|_| socket.is_secure())?;
-    clients.end_point.as_deref()
-}
 
 impl Worker {
     /// Whether a client is inside TLS.
@@ -30,9 +23,7 @@ impl Worker {
 
     /// Whether a client that has said nothing else begins with TLS, and may.
     pub(super) fn begins_with_tls(&self, slot: usize, input: &[u8]) -> bool {
-        !self.is_secure(slot)
-            && input.first() == Some(&HANDSHAKE)
-            && self.shared.settings.clients_tls.is_some()
+        !self.is_secure(slot) && input.first() == Some(&HANDSHAKE) && self.settings.clients_tls.is_some()
     }
 
     /// A client has asked for TLS, and `behind` is what it has sent after that.
@@ -50,9 +41,10 @@ impl Worker {
 
     /// Goes on inside TLS with a client; `first` is what it has sent of that already.
     pub(super) fn secure_client(&mut self, slot: usize, phase: Phase, first: &[u8]) {
-        let Some(clients) = &self.shared.settings.clients_tls else { return };
+        let Some(clients) = &self.settings.clients_tls else { return };
         let Some(client) = self.clients.get_mut(slot) else { return };
         client.phase = phase;
+        client.socket.can_be_bound_to(clients.end_point.clone());
         let tls = clients.tls.session().map_err(|error| error.to_string());
         if let Err(why) = tls.and_then(|tls| client.socket.secure(tls, first, &mut client.out)) {
             tracing::info!(why, "a client is closed: no TLS with it");
@@ -62,7 +54,7 @@ impl Worker {
 
     /// A server has answered whether it speaks TLS.
     pub(super) fn link_asked(&mut self, slot: usize, input: &[u8]) {
-        let servers = &self.shared.settings.servers_tls;
+        let servers = &self.settings.servers_tls;
         let Some(link) = self.links.get_mut(slot) else { return };
         let begun = match input {
             [b'S'] => {
@@ -70,7 +62,8 @@ impl Worker {
                 let tls = tls.map_err(|error| error.to_string());
                 tls.and_then(|tls| link.socket.secure(tls, &[], &mut link.out))
             }
-            [b'N'] if servers.encryption == Encryption::Preferred => Ok(()),
+            // Whoever asked may have been told meanwhile that it need not.
+            [b'N'] if servers.encryption != Encryption::Required => Ok(()),
             [b'N'] => {
                 Err("it speaks no TLS, which server_tls_sslmode asks for; set ssl = on there".to_owned())
             }

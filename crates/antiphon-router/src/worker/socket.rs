@@ -5,6 +5,7 @@
 //! is read is opened to its end, so that the kernel alone knows whether there is more.
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
 use antiphon_tls::{Connection, PROTOCOL, explain};
 use mio::net::TcpStream;
@@ -38,12 +39,14 @@ pub struct Socket {
     /// The connection below.
     pub tcp: TcpStream,
     tls: Option<Box<Connection>>,
+    /// What a login inside can be bound to.
+    end_point: Option<Arc<[u8]>>,
 }
 
 impl Socket {
     /// One in the clear.
     pub fn new(tcp: TcpStream) -> Self {
-        Self { tcp, tls: None }
+        Self { tcp, tls: None, end_point: None }
     }
 
     /// Whether it is inside TLS.
@@ -62,6 +65,16 @@ impl Socket {
     /// Whether the two sides have agreed, inside TLS, on the protocol that comes next.
     pub fn says_postgresql(&self) -> bool {
         self.tls.as_ref().and_then(|tls| tls.alpn_protocol()) == Some(PROTOCOL)
+    }
+
+    /// What a login can be bound to; none in the clear.
+    pub fn end_point(&self) -> Option<&[u8]> {
+        self.end_point.as_deref()
+    }
+
+    /// Logins of the other side can be bound to this, once it is inside TLS.
+    pub fn can_be_bound_to(&mut self, end_point: Option<Arc<[u8]>>) {
+        self.end_point = end_point;
     }
 
     /// Goes on inside TLS; `first` is what the other side has sent of it already.

@@ -9,7 +9,7 @@ use crate::wire::messages::Complaint;
 impl Worker {
     /// The statement at hand is answered when more is known. Gives false: nothing goes on until then.
     pub(super) fn unsettled(&mut self, slot: usize) -> bool {
-        let hold = self.shared.settings.failover_hold;
+        let hold = self.settings.failover_hold;
         let Some(client) = self.clients.get_mut(slot) else { return false };
         let until = *client.wait_until.get_or_insert(self.now + hold);
         if until <= self.now {

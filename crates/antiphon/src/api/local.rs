@@ -160,7 +160,14 @@ pub(super) fn cancel_restart(api: &Api) -> Result<Reply, Refusal> {
 
 /// `POST /reload`.
 pub(super) async fn reload(api: &Api) -> Result<Reply, Refusal> {
-    match ask(api, ANSWER_MAX, |done| Command::Reload { done }).await? {
+    let mut done = ask(api, ANSWER_MAX, |done| Command::Reload { done }).await?;
+    if let (Ok(pending), Some(router)) = (&mut done, &api.router) {
+        match router.reload().await {
+            Ok(waits) => pending.extend(waits.into_iter().map(str::to_owned)),
+            Err(why) => done = Err(why),
+        }
+    }
+    match done {
         Ok(pending) if pending.is_empty() => Ok(text(StatusCode::ACCEPTED, "reload scheduled")),
         Ok(pending) => {
             let done = format!("reload scheduled; a restart is needed for {}", pending.join(", "));

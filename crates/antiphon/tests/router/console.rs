@@ -9,14 +9,14 @@ use super::support::{Routed, code, wait_until};
 
 const WITHIN: Duration = Duration::from_secs(20);
 
-type Row = HashMap<String, String>;
+pub type Row = HashMap<String, String>;
 
-async fn console(routed: &Routed) -> Client {
+pub async fn console(routed: &Routed) -> Client {
     routed.connect("pgbouncer").await.unwrap()
 }
 
 /// The rows that a command of the console gives, by column.
-async fn rows(console: &Client, command: &str) -> Vec<Row> {
+pub async fn rows(console: &Client, command: &str) -> Vec<Row> {
     let messages = console.simple_query(command).await.unwrap();
     let rows = messages.iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
@@ -29,7 +29,7 @@ async fn rows(console: &Client, command: &str) -> Vec<Row> {
     .collect()
 }
 
-async fn count(console: &Client, command: &str, column: &str) -> u64 {
+pub async fn count(console: &Client, command: &str, column: &str) -> u64 {
     rows(console, command).await.iter().map(|row| row[column].parse::<u64>().unwrap()).sum()
 }
 

@@ -10,5 +10,6 @@ mod console;
 mod failover;
 mod hostile;
 mod reads;
+mod reload;
 mod support;
 mod tls;

@@ -149,6 +149,20 @@ impl Routed {
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
+    /// Changes the router's file, of which the router does not know yet.
+    pub fn change_file(&self, from: &str, to: &str) {
+        let file = self.dir.join("router.yml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains(from), "{from}: {text}");
+        std::fs::write(&file, text.replacen(from, to, 1)).unwrap();
+    }
+
+    /// Sends the router's process a signal.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let process = nix::unistd::Pid::from_raw(self.router.id().try_into().unwrap());
+        nix::sys::signal::kill(process, signal).unwrap();
+    }
+
     /// What the router's process holds in memory, in KiB.
     pub fn memory_kib(&self) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.router.id())).unwrap();
