@@ -7,6 +7,7 @@
 pub mod ha;
 pub mod id;
 pub mod lsn;
+pub mod mesh;
 pub mod settings;
 pub mod time;
 

@@ -4,7 +4,18 @@
 //! without more rights than that needs. What is decided (which of two writes wins, what may be forgotten) is in
 //! `antiphon-core::mesh`; this crate reads, writes and keeps the tables that it takes.
 
+pub mod announcement;
+pub mod apply;
 pub mod dsn;
+pub mod link;
+pub mod members;
 pub mod name;
+pub mod node;
 pub mod pgoutput;
+pub mod row;
+pub mod session;
+pub mod setup;
+pub mod shape;
+pub mod standing;
+pub mod transaction;
 pub mod wire;

@@ -1,0 +1,14 @@
+//! Several leaders: which of two writes wins, what a conflict is, and what may be forgotten when.
+//!
+//! A row's winner is the greatest [`Version`] over all writes and deletes that it ever had, on every node and in
+//! whatever order they arrive. Everything here follows from that one line. Nothing here knows SQL.
+
+pub mod conflict;
+pub mod resolve;
+pub mod version;
+pub mod watermark;
+
+pub use conflict::Conflict;
+pub use resolve::{Change, Local, Resolver, Verdict, resolve};
+pub use version::{CommitTime, NodeId, Version};
+pub use watermark::{Completeness, Reached};

@@ -1,0 +1,152 @@
+//! What becomes of a change from elsewhere that meets what is here. Pure, total, and the same on every node.
+//!
+//! With [`Resolver::LastUpdateWins`] the answer is the greater version, whatever else is known, so that any order of
+//! delivery ends in the same rows. Whether it was a conflict is a second question, asked for the record and for
+//! the other resolvers: it was one if the change's writer had not seen what stands here.
+
+use std::collections::BTreeMap;
+
+use super::conflict::Conflict;
+use super::version::{NodeId, Version};
+use super::watermark::Reached;
+
+/// What somebody did to a row elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Inserted it.
+    Insert,
+    /// Updated it.
+    Update,
+    /// Deleted it.
+    Delete,
+}
+
+/// What is here under the change's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Local {
+    /// A row.
+    Row(Version),
+    /// A tombstone: the row was deleted.
+    Gone(Version),
+    /// Neither.
+    Absent,
+}
+
+/// What decides a conflict.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Resolver {
+    /// The later write, anywhere. The only one that converges with any number of nodes and any order.
+    #[default]
+    LastUpdateWins,
+    /// The earlier of the two that conflict.
+    FirstUpdateWins,
+    /// The node with the greater priority; at the same priority the later write.
+    OriginPriority(BTreeMap<NodeId, i32>),
+    /// What is here. Nodes stay different until somebody repairs them.
+    KeepLocal,
+    /// What arrives. Nodes stay different until somebody repairs them.
+    ApplyRemote,
+    /// Nothing: replication of the table stops until somebody has decided.
+    Error,
+}
+
+impl Resolver {
+    /// Whether any number of nodes end with the same rows by this rule alone.
+    #[must_use]
+    pub fn converges(&self) -> bool {
+        *self == Self::LastUpdateWins
+    }
+
+    /// Whether the change is to stand; none if nobody may decide it.
+    fn change_wins(&self, incoming: Version, local: Version) -> Option<bool> {
+        match self {
+            Self::LastUpdateWins => Some(incoming >= local),
+            Self::FirstUpdateWins => Some(incoming <= local),
+            Self::OriginPriority(priorities) => {
+                let rank = |version: Version| (priorities.get(&version.node).copied().unwrap_or(0), version);
+                Some(rank(incoming) >= rank(local))
+            }
+            Self::KeepLocal => Some(false),
+            Self::ApplyRemote => Some(true),
+            Self::Error => None,
+        }
+    }
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make the row what the change says: write it, or delete it and keep a tombstone.
+    Apply,
+    /// Keep a tombstone; there is no row to delete.
+    Bury,
+    /// Leave everything as it is.
+    Keep,
+    /// Stop: a person has to decide.
+    Stop,
+}
+
+/// What to do, and what for the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What to do.
+    pub action: Action,
+    /// The conflict that this decided.
+    pub conflict: Option<Conflict>,
+}
+
+/// Decides a change of version `incoming`, whose writer had seen the commits of other nodes as far as `seen` says,
+/// against what is here.
+#[must_use]
+pub fn resolve(
+    change: Change,
+    incoming: Version,
+    seen: &Reached,
+    local: Local,
+    resolver: &Resolver,
+) -> Verdict {
+    let unseen = |version: Version| version.node != incoming.node && seen.of(version.node) < version.at;
+    match (change, local) {
+        (Change::Insert, Local::Row(here)) if unseen(here) => {
+            decide(incoming, here, Conflict::InsertExists, resolver)
+        }
+        (Change::Update, Local::Row(here)) if unseen(here) => {
+            decide(incoming, here, Conflict::UpdateOriginDiffers, resolver)
+        }
+        (Change::Delete, Local::Row(here)) if unseen(here) => {
+            decide(incoming, here, Conflict::DeleteOriginDiffers, resolver)
+        }
+        // Its writer knew this row, so this is its successor. A clock that was set back changes nothing of that,
+        // as long as it is the same node's: the order of its log is the order of its writes. And whoever inserts anew
+        // after a delete has no opponent, nor has one whose row was deleted before it arrived here.
+        (_, Local::Row(here)) | (Change::Insert, Local::Gone(here)) => {
+            plain(incoming >= here || incoming.node == here.node)
+        }
+        (Change::Update, Local::Gone(here)) => decide(incoming, here, Conflict::UpdateDeleted, resolver),
+        // Whoever deletes what is deleted agrees.
+        (Change::Delete, Local::Gone(here)) => {
+            let action = if incoming > here { Action::Bury } else { Action::Keep };
+            Verdict { action, conflict: unseen(here).then_some(Conflict::DeleteMissing) }
+        }
+        (Change::Insert, Local::Absent) => plain(true),
+        (Change::Update, Local::Absent) => {
+            Verdict { action: Action::Apply, conflict: Some(Conflict::UpdateMissing) }
+        }
+        (Change::Delete, Local::Absent) => {
+            Verdict { action: Action::Bury, conflict: Some(Conflict::DeleteMissing) }
+        }
+    }
+}
+
+fn plain(applies: bool) -> Verdict {
+    Verdict { action: if applies { Action::Apply } else { Action::Keep }, conflict: None }
+}
+
+fn decide(incoming: Version, local: Version, conflict: Conflict, resolver: &Resolver) -> Verdict {
+    let action = match resolver.change_wins(incoming, local) {
+        Some(true) => Action::Apply,
+        Some(false) => Action::Keep,
+        None => Action::Stop,
+    };
+    Verdict { action, conflict: Some(conflict) }
+}

@@ -1,0 +1,78 @@
+-- What a node of a mesh keeps about it. Run as often as one likes; every statement leaves alone what is there.
+CREATE SCHEMA IF NOT EXISTS antiphon;
+
+-- Which mesh this database belongs to, and as which node. One row.
+CREATE TABLE IF NOT EXISTS antiphon.mesh (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    name text NOT NULL,
+    id uuid NOT NULL,
+    node smallint NOT NULL,
+    format integer NOT NULL DEFAULT 1,
+    system_id text NOT NULL,
+    since timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+
+-- Every node that ever took part. Numbers are not given twice.
+CREATE TABLE IF NOT EXISTS antiphon.nodes (
+    id smallint PRIMARY KEY CHECK (id > 0),
+    name text NOT NULL UNIQUE,
+    connect text NOT NULL,
+    state text NOT NULL CHECK (state IN ('joining', 'active', 'left')),
+    since timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+
+-- The tables whose changes are exchanged. The number names the table's tombstones and functions.
+CREATE TABLE IF NOT EXISTS antiphon.tables (
+    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    rel regclass NOT NULL UNIQUE,
+    resolver jsonb NOT NULL DEFAULT '"last_update_wins"'
+);
+
+-- Which tables were truncated: a tombstone for all their rows.
+CREATE TABLE IF NOT EXISTS antiphon.truncations (id integer PRIMARY KEY);
+
+-- How far each other node's log is applied here: written by the very transaction that applies.
+CREATE TABLE IF NOT EXISTS antiphon.progress (
+    node smallint PRIMARY KEY,
+    lsn pg_lsn NOT NULL,
+    committed_at timestamptz
+) WITH (fillfactor = 10);
+
+-- What the link from each other node does; for people, and for the watermarks of a node that joins.
+CREATE TABLE IF NOT EXISTS antiphon.links (
+    node smallint PRIMARY KEY,
+    state text NOT NULL,
+    message text,
+    complete_to timestamptz,
+    paused boolean NOT NULL DEFAULT false,
+    skip pg_lsn,
+    applied bigint NOT NULL DEFAULT 0,
+    at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+
+-- What met what, and how it ended.
+CREATE TABLE IF NOT EXISTS antiphon.conflicts (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    rel regclass NOT NULL,
+    kind text NOT NULL,
+    resolution text NOT NULL,
+    key jsonb NOT NULL,
+    local_row jsonb,
+    local_node smallint,
+    local_at timestamptz,
+    remote_row jsonb,
+    remote_node smallint NOT NULL,
+    remote_at timestamptz NOT NULL,
+    remote_lsn pg_lsn NOT NULL
+);
+CREATE INDEX IF NOT EXISTS conflicts_at ON antiphon.conflicts (at);
+
+-- This node's number.
+CREATE OR REPLACE FUNCTION antiphon.node_id() RETURNS smallint
+    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = ''
+    AS 'SELECT node FROM antiphon.mesh';
+
+-- Users' deletes write tombstones through functions that belong to the schema's owner; of the schema itself they
+-- need to see nothing but its functions.
+GRANT USAGE ON SCHEMA antiphon TO PUBLIC;

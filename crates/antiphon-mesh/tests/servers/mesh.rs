@@ -1,0 +1,211 @@
+//! Nodes of a mesh in miniature: real servers on one machine, each with the node's work as a task of the test.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use antiphon_mesh::dsn::Dsn;
+use antiphon_mesh::node::{self, Config};
+use antiphon_mesh::setup::{Creation, Joining, create, join};
+use antiphon_mesh::standing::Standing;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+
+use crate::support::{PATIENCE, Server};
+
+const TABLE: &str = "CREATE TABLE item (id bigint PRIMARY KEY, who text, amount int NOT NULL DEFAULT 0)";
+/// All rows as one text, the same on every node that has the same.
+const ALL: &str = "SELECT coalesce(string_agg(t::text, ' ' ORDER BY id), '') FROM item t";
+
+struct Node {
+    server: Server,
+    client: Client,
+    work: JoinHandle<()>,
+    shown: watch::Receiver<Arc<Standing>>,
+}
+
+struct Mesh {
+    nodes: Vec<Node>,
+}
+
+fn dsn(text: &str) -> Dsn {
+    Dsn::parse(text, &BTreeMap::new()).expect("a connection string")
+}
+
+fn work(server: &Server) -> (JoinHandle<()>, watch::Receiver<Arc<Standing>>) {
+    let config = Config { connect: dsn(&server.dsn()), peers: BTreeMap::new(), env: BTreeMap::new() };
+    let (show, shown) = watch::channel(Arc::new(Standing::default()));
+    (tokio::spawn(node::run(config, show)), shown)
+}
+
+impl Mesh {
+    /// So many nodes that have the table and, from the first, what these statements make.
+    async fn of(count: usize, statements: &str) -> Self {
+        let mut mesh = Self { nodes: Vec::new() };
+        for nth in 0..count {
+            let server = Server::start(None);
+            let client = server.client().await;
+            client.batch_execute(TABLE).await.expect("a table");
+            let name = format!("n{}", nth + 1);
+            if nth == 0 {
+                client.batch_execute(statements).await.expect("what is there at first");
+                let creation = Creation {
+                    mesh: "test".into(),
+                    node: name,
+                    connect: dsn(&server.dsn()),
+                    advertise: server.dsn(),
+                    tables: vec!["public.*".into()],
+                };
+                create(&creation).await.expect("a mesh");
+            } else {
+                mesh.join(&name, &server).await;
+            }
+            let (work, shown) = work(&server);
+            mesh.nodes.push(Node { server, client, work, shown });
+        }
+        mesh
+    }
+
+    async fn join(&self, name: &str, server: &Server) {
+        let joining = Joining {
+            node: name.into(),
+            connect: dsn(&server.dsn()),
+            advertise: server.dsn(),
+            donor: dsn(&self.nodes[0].server.dsn()),
+            peers: BTreeMap::new(),
+            env: BTreeMap::new(),
+        };
+        join(&joining, |_| {}).await.expect("one more node");
+    }
+
+    fn client(&self, nth: usize) -> &Client {
+        &self.nodes[nth].client
+    }
+
+    async fn run(&self, nth: usize, statement: &str) {
+        self.client(nth).batch_execute(statement).await.expect("a statement");
+    }
+
+    async fn text(&self, nth: usize, query: &str) -> String {
+        self.client(nth).query_one(query, &[]).await.expect("a query").get(0)
+    }
+
+    /// Waits until this query gives this text on every node.
+    async fn wait_for(&self, query: &str, expected: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut seen = Vec::new();
+            for nth in 0..self.nodes.len() {
+                seen.push(self.text(nth, query).await);
+            }
+            if seen.iter().all(|text| text == expected) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{seen:?} instead of {expected}; links {:?}", self.links());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until everybody has the same rows and has applied what everybody wrote.
+    async fn settle(&self) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut marks = Vec::new();
+        for nth in 0..self.nodes.len() {
+            marks.push(self.text(nth, "SELECT (extract(epoch FROM clock_timestamp()) * 1000000 - 946684800000000)::bigint::text").await);
+        }
+        loop {
+            let mut settled = true;
+            for (nth, mark) in marks.iter().enumerate() {
+                let mark = antiphon_core::mesh::CommitTime(mark.parse().expect("a number"));
+                for (other, node) in self.nodes.iter().enumerate() {
+                    let id = antiphon_core::mesh::NodeId::new(u16::try_from(nth + 1).expect("few"))
+                        .expect("not zero");
+                    settled &= other == nth || node.shown.borrow().reached().of(id) >= mark;
+                }
+            }
+            if settled {
+                break;
+            }
+            assert!(Instant::now() < deadline, "not settled; links {:?}", self.links());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let rows = self.text(0, ALL).await;
+        for nth in 1..self.nodes.len() {
+            assert_eq!(self.text(nth, ALL).await, rows, "node {} differs from the first", nth + 1);
+        }
+        rows
+    }
+
+    fn links(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| format!("{:?}", node.shown.borrow().links())).collect()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.work.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_on_any_node_is_soon_on_all() {
+    let mesh = Mesh::of(3, "INSERT INTO item VALUES (1, 'before', 1), (2, 'before', 2)").await;
+    mesh.wait_for(ALL, "(1,before,1) (2,before,2)").await;
+    mesh.run(0, "INSERT INTO item VALUES (10, 'n1', 1)").await;
+    mesh.run(1, "INSERT INTO item VALUES (20, 'n2', 1 + 1) ON CONFLICT DO NOTHING").await;
+    mesh.run(2, "UPDATE item SET who = 'n3' WHERE id = 1").await;
+    mesh.run(0, "DELETE FROM item WHERE id = 2").await;
+    mesh.wait_for(ALL, "(1,n3,1) (10,n1,1) (20,n2,2)").await;
+    mesh.run(1, "UPDATE item SET id = 11 WHERE id = 10").await;
+    mesh.wait_for(ALL, "(1,n3,1) (11,n1,1) (20,n2,2)").await;
+    mesh.run(2, "TRUNCATE item").await;
+    mesh.wait_for(ALL, "").await;
+    mesh.run(0, "INSERT INTO item VALUES (1, 'after', 1)").await;
+    mesh.wait_for(ALL, "(1,after,1)").await;
+}
+
+/// Writes at random to few rows on one node, so often, as an application would.
+async fn storm(server: String, seed: u64, count: u32) {
+    let client = dsn(&server).control("storm").await.expect("a connection");
+    let mut random = seed;
+    let mut next = |below: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % below
+    };
+    for nth in 0..count {
+        let key = next(20);
+        let statement = match next(10) {
+            0..=1 => format!("DELETE FROM item WHERE id = {key}"),
+            2..=4 => format!(
+                "INSERT INTO item VALUES ({key}, '{seed}-{nth}') ON CONFLICT (id) DO UPDATE SET who = excluded.who"
+            ),
+            5 => format!("UPDATE item SET who = '{seed}:{nth}' WHERE id IN ({key}, {})", next(20)),
+            6 => format!(
+                "UPDATE item SET id = {} WHERE id = {key} AND NOT EXISTS (SELECT FROM item WHERE id = {0})",
+                next(20)
+            ),
+            _ => format!("UPDATE item SET amount = amount + 1, who = '{seed}.{nth}' WHERE id = {key}"),
+        };
+        // Two that give a row the same new key, or take each other's locks, are this application's own business.
+        let _ = client.batch_execute(&statement).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_nodes_end_with_the_same_rows_whoever_wrote_what_when() {
+    let mesh = Mesh::of(3, "").await;
+    let mut storms = Vec::new();
+    for (nth, node) in mesh.nodes.iter().enumerate() {
+        for client in 0..2 {
+            storms.push(tokio::spawn(storm(node.server.dsn(), (nth * 2 + client) as u64 + 1, 300)));
+        }
+    }
+    for storm in storms {
+        storm.await.expect("a storm ends");
+    }
+    let rows = mesh.settle().await;
+    assert!(!rows.is_empty());
+    let conflicts = mesh.text(0, "SELECT count(*)::text FROM antiphon.conflicts").await;
+    assert_ne!(conflicts, "0", "a storm on twenty rows has conflicts");
+}
