@@ -318,7 +318,7 @@ impl Decoder {
             b'S' => {
                 let message = Message::StreamStart {
                     xid: cursor.u32("the transaction's number")?,
-                    first: cursor.u8("whether it is the first piece")? == 1,
+                    first: bits(1, cursor)? == 1,
                 };
                 self.in_stream = true;
                 message
@@ -411,7 +411,7 @@ fn change(kind: u8, cursor: &mut Cursor) -> Result<Message, StreamError> {
         }
         b'T' => {
             let count = cursor.u32("the number of tables")?;
-            let flags = cursor.u8("the flags")?;
+            let flags = bits(3, cursor)?;
             if usize::try_from(count).ok().and_then(|count| count.checked_mul(4)) != Some(cursor.remaining())
             {
                 return Err(cursor.error("there are not as many tables as it says"));
@@ -420,7 +420,7 @@ fn change(kind: u8, cursor: &mut Cursor) -> Result<Message, StreamError> {
             Message::Truncate { relations, cascade: flags & 1 != 0, restart_identity: flags & 2 != 0 }
         }
         b'M' => Message::Logical {
-            transactional: cursor.u8("the flags")? & 1 != 0,
+            transactional: bits(1, cursor)? == 1,
             lsn: cursor.lsn("its position")?,
             prefix: cursor.text("the prefix")?,
             content: cursor.bytes("the content")?,
@@ -429,12 +429,15 @@ fn change(kind: u8, cursor: &mut Cursor) -> Result<Message, StreamError> {
     })
 }
 
-/// A byte for later use. What it may once say is not known to be harmless.
+/// A byte for later use.
 fn flags(cursor: &mut Cursor) -> Result<(), StreamError> {
-    match cursor.u8("the flags")? {
-        0 => Ok(()),
-        _ => Err(cursor.error("flags that are not known")),
-    }
+    bits(0, cursor).map(drop)
+}
+
+/// Flags, of which none but these is known. What another one may say is not known to be harmless.
+fn bits(known: u8, cursor: &mut Cursor) -> Result<u8, StreamError> {
+    let bits = cursor.u8("the flags")?;
+    if bits & !known == 0 { Ok(bits) } else { Err(cursor.error("there are flags that are not known")) }
 }
 
 /// Where a commit is, where it ends, and when it was.
@@ -489,7 +492,7 @@ fn relation(cursor: &mut Cursor) -> Result<Relation, StreamError> {
     let mut columns = Vec::with_capacity(count);
     for _ in 0..count {
         columns.push(Column {
-            key: cursor.u8("a column's flags")? & 1 != 0,
+            key: bits(1, cursor)? == 1,
             name: cursor.text("a column's name")?,
             type_id: cursor.u32("a column's type")?,
             modifier: cursor.i32("a column's modifier")?,

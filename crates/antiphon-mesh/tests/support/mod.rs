@@ -71,6 +71,8 @@ impl Server {
         };
         let count = COUNT.fetch_add(1, Ordering::SeqCst);
         let folder = std::env::temp_dir().join(format!("am{}-{count}", std::process::id()));
+        // Of a process of the same number that did not end well.
+        let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).expect("a folder");
         give_to_servers(&folder);
         let data = folder.join("data");
@@ -110,7 +112,7 @@ impl Server {
             }
             let file = fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap_or_default();
             let ours = file.lines().next() == Some(&process.id().to_string());
-            if ours && file.lines().nth(7).is_some_and(|state| state.trim() == "ready") {
+            if ours && file.lines().nth(7).is_some_and(|state| ["ready", "standby"].contains(&state.trim())) {
                 return;
             }
             assert!(begun.elapsed() < PATIENCE, "the server is not ready:\n{}", self.log());
