@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use antiphon_tls::TlsError;
+use antiphon_tls::{TlsError, explain};
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::{ErrorFields, ErrorResponseBody, NoticeResponseBody};
 
@@ -62,7 +62,8 @@ pub enum WireError {
         tried: Vec<WireError>,
     },
     /// The connection broke.
-    #[error("the connection to {server} broke while {doing}: {error}")]
+    // Inside TLS a server says no to a certificate after the handshake.
+    #[error("the connection to {server} broke while {doing}: {}", explain(error))]
     Io {
         /// The server.
         server: Arc<str>,

@@ -84,7 +84,7 @@ async fn at_host(host: &Host, tls: Option<&ClientTls>, who: &Login<'_>) -> Resul
             Err(error) if matches!(error, WireError::Tls { .. }) || error.code() == Some(NOT_LIKE_THIS) => {
                 refused = refused.or(Some(error));
             }
-            Err(error) => return Err(refused.unwrap_or(error)),
+            Err(error) => return Err(error),
         }
     }
     Err(refused.expect("there is a way, and it was refused"))

@@ -44,7 +44,7 @@ impl Reader {
     /// Cancel-safe: what has come stays in the buffer.
     ///
     /// # Errors
-    /// If the connection is at its end. Then every further call fails, too.
+    /// If the connection is at its end, or what comes is no message. It is of no use any more then.
     pub async fn next(&mut self) -> Result<Message, WireError> {
         loop {
             if let Some(message) = self.buffered()? {
