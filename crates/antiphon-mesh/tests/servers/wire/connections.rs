@@ -34,6 +34,27 @@ async fn a_connection_runs_statements_on_every_release() {
 }
 
 #[tokio::test]
+async fn settings_count_from_the_start_and_may_be_empty() {
+    let server = Server::start(None);
+    let settings = [("search_path", ""), ("session_replication_role", "replica"), ("DateStyle", "ISO")];
+    let text = format!("{} options='-c work_mem=77kB -c DateStyle=German'", server.dsn());
+    for kind in [Kind::Sql, Kind::Replication] {
+        let mut connection = Connection::open(&dsn(&text), kind, "w", &settings).await.expect("a connection");
+        assert_eq!(connection.query("SHOW search_path").await.expect("a row"), [[Some(String::new())]]);
+        let rows = connection.query("SHOW session_replication_role").await.expect("a row");
+        assert_eq!(rows, [[Some("replica".to_owned())]]);
+        assert_eq!(connection.query("SHOW work_mem").await.expect("a row"), [[Some("77kB".to_owned())]]);
+        let style = connection.parameter("DateStyle").map(str::to_owned);
+        assert!(style.as_deref().is_some_and(|style| style.starts_with("ISO")), "{style:?}");
+        connection.query("SET DateStyle = 'SQL'").await.expect("set");
+        assert!(connection.parameter("DateStyle").is_some_and(|style| style.starts_with("SQL")));
+        connection.query("DO $$ BEGIN RAISE WARNING 'look'; END $$").await.expect("done");
+    }
+    let wrong = Connection::open(&dsn(&text), Kind::Sql, "w", &[("no_such_setting", "1")]).await;
+    assert_eq!(wrong.expect_err("there is none").code(), Some("42704"));
+}
+
+#[tokio::test]
 async fn statements_are_pipelined_and_an_error_ends_its_batch_only() {
     let server = Server::start(None);
     server.sql("CREATE TABLE t (id int PRIMARY KEY, name text NOT NULL)").await;
