@@ -1,4 +1,5 @@
 //! Connections, statements and streams of changes.
 
 mod connections;
+mod logins;
 mod streams;
