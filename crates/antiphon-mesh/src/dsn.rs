@@ -211,6 +211,25 @@ impl fmt::Display for Dsn {
     }
 }
 
+/// A connection string in keyword form as it was written, but for the password: fit to be shown and kept.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn without_password(text: &str) -> Result<String, DsnError> {
+    let quoted = |value: &str| {
+        let plain =
+            !value.is_empty() && !value.contains(|c: char| c.is_whitespace() || c == '\'' || c == '\\');
+        if plain {
+            value.to_owned()
+        } else {
+            format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+        }
+    };
+    let pairs = text::pairs(text)?;
+    let kept = pairs.iter().filter(|(key, _)| key != "password" && key != "sslpassword");
+    Ok(kept.map(|(key, value)| format!("{key}={}", quoted(value))).collect::<Vec<_>>().join(" "))
+}
+
 impl Dsn {
     /// Reads a connection string; what it does not say, the environment may (`PGPASSWORD` and its like, `HOME` for
     /// the files below it).

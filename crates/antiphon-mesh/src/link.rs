@@ -8,8 +8,9 @@ use antiphon_core::Lsn;
 use antiphon_core::mesh::{CommitTime, NodeId, Reached};
 use thiserror::Error;
 
-use crate::apply::{Applier, ApplyError, Identity};
+use crate::apply::{Applier, ApplyError, Identity, Resume};
 use crate::dsn::Dsn;
+use crate::manage::id;
 use crate::members::{self, Member, Names};
 use crate::pgoutput::{Decoder, StreamError};
 use crate::session::Session;
@@ -143,11 +144,12 @@ struct Flow<'a> {
 async fn once(ends: &Ends, standing: &Standing) -> Result<std::convert::Infallible, LinkError> {
     let control = ends.local.control("antiphon mesh link").await?;
     standing.read_server_clock(&control).await?;
-    let (tables, identity, progress) = look(ends, &control).await?;
+    let (tables, identity, from) = look(ends, &control).await?;
+    let progress = from.progress;
     let session = Session::open(&ends.local, &ends.names.origin(ends.source.id)).await?;
     let members = members::read(&control).await?;
     let seen = seen_at_first(&members, ends.source.id);
-    let applier = Applier::new(session, identity, tables, seen, progress);
+    let applier = Applier::new(session, identity, tables, seen, from);
     drop(control);
 
     let mut connection =
@@ -178,7 +180,11 @@ async fn once(ends: &Ends, standing: &Standing) -> Result<std::convert::Infallib
         batch,
     };
     standing.set(ends.source.id, State::Streaming, None);
-    flow.run().await
+    let Err(error) = flow.run().await;
+    if matches!(error, LinkError::Apply(_)) {
+        standing.fails_at(ends.source.id, flow.applier.at());
+    }
+    Err(error)
 }
 
 impl Flow<'_> {
@@ -300,7 +306,7 @@ fn seen_at_first(members: &[Member], source: NodeId) -> Reached {
 async fn look(
     ends: &Ends,
     control: &tokio_postgres::Client,
-) -> Result<(Vec<Shape>, Identity, Lsn), LinkError> {
+) -> Result<(Vec<Shape>, Identity, Resume), LinkError> {
     let missing = |what: &str| LinkError::NotSetUp(format!("{what}: run `antiphon mesh join` again"));
     control.batch_execute("SET search_path = ''").await?;
     let mut tables = Vec::new();
@@ -326,13 +332,14 @@ async fn look(
         }
     }
     let origin = origin.ok_or_else(|| missing("there is no replication origin for it"))?;
-    let progress = "SELECT lsn::text FROM antiphon.progress WHERE node = $1";
-    let node = i16::try_from(ends.source.id.number()).expect("numbers are smallint");
-    let progress = control.query_opt(progress, &[&node]).await?;
-    let progress = progress.ok_or_else(|| missing("nothing says how far it is applied"))?;
-    let progress: String = progress.get(0);
-    let progress = progress.parse().map_err(|error| LinkError::NotSetUp(format!("{error}")))?;
-    Ok((tables, Identity { source: ends.source.id, origin, nodes }, progress))
+    let progress = "SELECT p.lsn::text, l.skip::text FROM antiphon.progress p \
+                    LEFT JOIN antiphon.links l ON l.node = p.node WHERE p.node = $1";
+    let row = control.query_opt(progress, &[&id(ends.source.id)]).await?;
+    let row = row.ok_or_else(|| missing("nothing says how far it is applied"))?;
+    let lsn = |text: &str| text.parse::<Lsn>().map_err(|error| LinkError::NotSetUp(error.to_string()));
+    let from =
+        Resume { progress: lsn(row.get(0))?, skip: row.get::<_, Option<&str>>(1).map(lsn).transpose()? };
+    Ok((tables, Identity { source: ends.source.id, origin, nodes }, from))
 }
 
 /// This machine's clock, in microseconds since 2000.

@@ -281,13 +281,17 @@ async fn write_down(
 ) -> Result<(), NodeError> {
     let number = i16::try_from(node.number()).expect("numbers are smallint");
     let complete_to = (complete_to != CommitTime::UNKNOWN).then_some(complete_to.0);
-    let upsert = "INSERT INTO antiphon.links AS l (node, state, message, complete_to, applied) \
-        VALUES ($1, $2, $3, timestamptz '2000-01-01 00:00:00+00' + $4::bigint * interval '1 microsecond', $5) \
+    let upsert = "INSERT INTO antiphon.links AS l (node, state, message, complete_to, applied, failed) \
+        VALUES ($1, $2, $3, timestamptz '2000-01-01 00:00:00+00' + $4::bigint * interval '1 microsecond', $5, $6::text::pg_lsn) \
         ON CONFLICT (node) DO UPDATE SET state = excluded.state, message = excluded.message, at = excluded.at, \
-        complete_to = coalesce(excluded.complete_to, l.complete_to), applied = excluded.applied";
+        complete_to = coalesce(excluded.complete_to, l.complete_to), applied = excluded.applied, \
+        failed = excluded.failed";
     let transactions = i64::try_from(link.transactions).unwrap_or(i64::MAX);
     let state = link.state.name();
-    transaction.execute(upsert, &[&number, &state, &link.message, &complete_to, &transactions]).await?;
+    let failed = link.failed.map(|failed| failed.to_string());
+    transaction
+        .execute(upsert, &[&number, &state, &link.message, &complete_to, &transactions, &failed])
+        .await?;
     // What had nothing for us leaves no trace in the progress but this.
     let lsn = link.applied.to_string();
     let progress =

@@ -50,6 +50,8 @@ pub struct Link {
     pub applied: Lsn,
     /// Everything of the node before here is applied and will not be lost.
     pub safe: Lsn,
+    /// Where the transaction ends that cannot be applied.
+    pub failed: Option<Lsn>,
     /// Transactions applied since the link was made.
     pub transactions: u64,
     /// Rows written or decided.
@@ -81,6 +83,7 @@ impl Default for Link {
             message: None,
             applied: Lsn::default(),
             safe: Lsn::default(),
+            failed: None,
             transactions: 0,
             rows: 0,
             conflicts: HashMap::new(),
@@ -137,6 +140,10 @@ impl Standing {
         })
     }
 
+    pub(crate) fn fails_at(&self, node: NodeId, end: Lsn) {
+        self.link(node, |link| link.failed = Some(end));
+    }
+
     pub(crate) fn applied(&self, node: NodeId) -> Lsn {
         self.link(node, |link| link.applied)
     }
@@ -152,6 +159,7 @@ impl Standing {
         }
         let link = inner.links.entry(node).or_default();
         link.applied = link.applied.max(applied);
+        link.failed = link.failed.filter(|failed| *failed > applied);
     }
 
     pub(crate) fn count(&self, node: NodeId, applied: &Applied) {

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 mod log;
+pub mod mesh;
 pub mod node;
 mod resources;
 pub mod router;

@@ -29,8 +29,9 @@ use crate::agent::command::Command;
 use crate::agent::records::REQUEST;
 use crate::agent::view::View;
 use crate::api;
-use crate::config::{self, NodeConfig, RouterFile, StoreConfig};
+use crate::config::{self, MeshFile, NodeConfig, RouterFile, StoreConfig};
 use crate::log::Log;
+use crate::mesh;
 use crate::resources;
 use crate::router;
 use crate::systemd::notify;
@@ -49,6 +50,14 @@ const EXIT_CONFIG: u8 = 78;
 /// Runs the node that this file describes until it is told to end.
 pub fn run(file: &Path) -> ExitCode {
     let env: BTreeMap<String, String> = std::env::vars().collect();
+    let mesh = match config::load_mesh(file, &env) {
+        Ok(Some((mesh, warnings))) if mesh.alone => return run_mesh(env, &mesh, &warnings),
+        Ok(mesh) => mesh,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
     let router = match config::load_router(file, &env) {
         Ok(Some((router, warnings))) if router.alone => return run_router(file, env, &router, &warnings),
         Ok(router) => router,
@@ -66,16 +75,32 @@ pub fn run(file: &Path) -> ExitCode {
     };
     let log = Log::start(&config.log);
     let of_router = router.iter().flat_map(|(_, warnings)| warnings);
-    for warning in config.warnings.iter().chain(of_router) {
+    let of_mesh = mesh.iter().flat_map(|(_, warnings)| warnings);
+    for warning in config.warnings.iter().chain(of_router).chain(of_mesh) {
         tracing::warn!("{warning}");
     }
     let router = router.map(|(router, _)| {
-        let source = router::source(file, env, &router, log);
+        let source = router::source(file, env.clone(), &router, log);
         (router, source)
     });
     let prepared = prepare(&config);
     resources::claim();
-    match prepared.and_then(|()| serve(file, &config, router)) {
+    match prepared.and_then(|()| serve(file, &config, router, mesh.map(|(mesh, _)| (mesh, env)))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a file that describes a node of a mesh and nothing else.
+fn run_mesh(env: BTreeMap<String, String>, file: &MeshFile, warnings: &[config::Problem]) -> ExitCode {
+    Log::start(&file.log);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    match mesh::alone(file, env) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -163,7 +188,12 @@ fn create(directory: &Path, owner: Option<&User>) -> anyhow::Result<()> {
     }
 }
 
-fn serve(file: &Path, config: &NodeConfig, router: Option<(RouterFile, Source)>) -> anyhow::Result<()> {
+fn serve(
+    file: &Path,
+    config: &NodeConfig,
+    router: Option<(RouterFile, Source)>,
+    mesh: Option<(MeshFile, BTreeMap<String, String>)>,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -175,6 +205,7 @@ fn serve(file: &Path, config: &NodeConfig, router: Option<(RouterFile, Source)>)
             .await
             .with_context(|| format!("could not listen at {listen} (restapi.listen)"))?;
         let router = router.map(|(router, source)| router::start(&router, source)).transpose()?;
+        let mesh = mesh.map(|(mesh, env)| mesh::start(&mesh, env)).transpose()?;
         let Assembled { agent, mut view, commands, store, engine, certificates } =
             assemble::assemble(file, config).await?;
         let (stop, stopped) = watch::channel(false);
@@ -223,6 +254,7 @@ fn serve(file: &Path, config: &NodeConfig, router: Option<(RouterFile, Source)>)
                 }
             }
         };
+        drop(mesh);
         drop(router);
         drop(api_stop);
         // Answers that are being written get a moment to be read.

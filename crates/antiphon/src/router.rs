@@ -83,7 +83,7 @@ fn settings(file: &RouterFile) -> anyhow::Result<Settings> {
     });
     let (clients_tls, servers_tls) = tls(config)?;
     Ok(Settings {
-        listen: addresses(&config.listen, "listen")?,
+        listen: addresses(&config.listen, "router.listen")?,
         agents_tls: config.agents_tls.as_ref().map(ClientTls::load).transpose()?,
         agents: config.agents.iter().map(ToString::to_string).collect(),
         scope: file.scope.clone(),
@@ -141,7 +141,7 @@ pub fn alone(file: &RouterFile, source: Source) -> anyhow::Result<()> {
         let handle = router.handle();
         if let Some(listen) = &file.router.http {
             let api = RouterApi::new(router.handle());
-            for address in addresses(listen, "http_listen")? {
+            for address in addresses(listen, "router.http_listen")? {
                 let listener = TcpListener::bind(address).await;
                 let listener = listener
                     .with_context(|| format!("could not listen at {address} (router.http_listen)"))?;
@@ -167,12 +167,16 @@ pub fn alone(file: &RouterFile, source: Source) -> anyhow::Result<()> {
     })
 }
 
-fn addresses(listen: &Listen, key: &str) -> anyhow::Result<Vec<SocketAddr>> {
+/// The addresses that a key of the file names.
+///
+/// # Errors
+/// If a name has none.
+pub fn addresses(listen: &Listen, key: &str) -> anyhow::Result<Vec<SocketAddr>> {
     let mut addresses = Vec::new();
     for host in &listen.hosts {
         let host = if host == "*" { "0.0.0.0" } else { host };
         let found = (host, listen.port).to_socket_addrs();
-        addresses.extend(found.with_context(|| format!("{host} has no address (router.{key})"))?.take(1));
+        addresses.extend(found.with_context(|| format!("{host} has no address ({key})"))?.take(1));
     }
     Ok(addresses)
 }

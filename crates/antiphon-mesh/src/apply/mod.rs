@@ -5,6 +5,7 @@
 //! looked at under a lock, decided by the core, recorded. So a conflict costs a round trip and its absence nothing,
 //! and no decision rests on what was read before a lock was held.
 
+mod aside;
 mod careful;
 mod fast;
 
@@ -125,6 +126,15 @@ pub struct Identity {
     pub nodes: HashMap<u32, NodeId>,
 }
 
+/// Where a node's log was left.
+#[derive(Clone, Copy, Debug)]
+pub struct Resume {
+    /// Everything before here is applied.
+    pub progress: Lsn,
+    /// The transaction that ends here is to be set aside.
+    pub skip: Option<Lsn>,
+}
+
 /// Applies the changes of one node.
 #[derive(Debug)]
 pub struct Applier {
@@ -136,6 +146,9 @@ pub struct Applier {
     seen: Reached,
     /// Up to where it is applied.
     progress: Lsn,
+    /// A transaction that ends here is set aside instead.
+    skip: Option<Lsn>,
+    at: Lsn,
 }
 
 /// A table of the source, the table here, and the statements that bring one to the other.
@@ -161,17 +174,26 @@ struct Prepared {
 }
 
 impl Applier {
-    /// An applier for `identity.source`, of which everything up to `progress` is applied already.
+    /// An applier for `identity.source`, from where its log was left.
     #[must_use]
     pub fn new(
         session: Session,
         identity: Identity,
         tables: Vec<Shape>,
         seen: Reached,
-        progress: Lsn,
+        from: Resume,
     ) -> Self {
         let tables = tables.into_iter().map(|shape| (shape.table(), Arc::new(shape))).collect();
-        Self { session, identity, tables, targets: HashMap::new(), seen, progress }
+        Self {
+            session,
+            identity,
+            tables,
+            targets: HashMap::new(),
+            seen,
+            progress: from.progress,
+            skip: from.skip,
+            at: from.progress,
+        }
     }
 
     /// Applies these transactions, which follow each other in the source's log.
@@ -181,30 +203,43 @@ impl Applier {
     pub async fn apply(&mut self, batch: &[Transaction]) -> Result<Applied, ApplyError> {
         let mut applied = Applied::default();
         let mut group = Vec::new();
-        for transaction in batch {
-            if transaction.end <= self.progress {
-                continue;
-            }
-            if let Some(prepared) = self.bring(transaction, &mut applied).await? {
+        let progress = self.progress;
+        for transaction in batch.iter().filter(|transaction| transaction.end > progress) {
+            self.at = transaction.end;
+            if self.skip == Some(transaction.end) {
+                self.all(&std::mem::take(&mut group), &mut applied).await?;
+                self.set_aside(transaction).await?;
+            } else if let Some(prepared) = self.bring(transaction, &mut applied).await? {
                 group.push(prepared);
             }
         }
-        let mut rest = &group[..];
-        while let Some(first) = rest.first() {
-            let committed = self.fast(rest).await?;
-            for done in &rest[..committed] {
-                applied.count(done);
-            }
-            rest = &rest[committed..];
-            if committed == 0 {
-                self.careful(first, &mut applied).await?;
-                applied.count(first);
-                rest = &rest[1..];
-            }
-        }
+        self.all(&group, &mut applied).await?;
         applied.end = batch.last().map(|last| last.end);
         self.progress = self.progress.max(applied.end.unwrap_or_default());
         Ok(applied)
+    }
+
+    /// Where the transaction ends that was at hand last: the one that failed, after an error.
+    #[must_use]
+    pub fn at(&self) -> Lsn {
+        self.at
+    }
+
+    async fn all(&mut self, mut group: &[Prepared], applied: &mut Applied) -> Result<(), ApplyError> {
+        while let Some(first) = group.first() {
+            let committed = self.fast(group).await?;
+            for done in &group[..committed] {
+                applied.count(done);
+            }
+            group = &group[committed..];
+            if committed == 0 {
+                self.at = first.end;
+                self.careful(first, applied).await?;
+                applied.count(first);
+                group = &group[1..];
+            }
+        }
+        Ok(())
     }
 
     /// Matches a transaction with the tables here; none if there is nothing to apply.

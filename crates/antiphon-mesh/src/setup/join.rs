@@ -15,6 +15,7 @@ use super::copy::{Copy, Horizon};
 use super::create::{check_name, take_in};
 use super::{SetupError, check, install};
 use crate::dsn::Dsn;
+use crate::manage::id as id_of;
 use crate::members::{self, Member, Names};
 use crate::name::TableName;
 use crate::node;
@@ -132,19 +133,15 @@ pub async fn join(joining: &Joining, mut tell: impl FnMut(Progress)) -> Result<N
 
     for (node, lsn) in progress {
         let set = "UPDATE antiphon.progress SET lsn = $2::text::pg_lsn WHERE node = $1";
-        target.execute(set, &[&number(node), &lsn.to_string()]).await?;
+        target.execute(set, &[&id_of(node), &lsn.to_string()]).await?;
     }
     let active = "UPDATE antiphon.nodes SET state = 'active' WHERE id = $1";
-    target.execute(active, &[&number(id)]).await?;
+    target.execute(active, &[&id_of(id)]).await?;
     for other in &others {
-        other.client.execute(active, &[&number(id)]).await?;
+        other.client.execute(active, &[&id_of(id)]).await?;
     }
     tell(Progress::Done { rows });
     Ok(id)
-}
-
-pub(super) fn number(node: NodeId) -> i16 {
-    i16::try_from(node.number()).expect("numbers are smallint")
 }
 
 async fn not_empty(target: &Client, table: &TableName) -> Result<Option<super::Finding>, SetupError> {
@@ -204,7 +201,7 @@ async fn enrol(joining: &Joining, others: &[Other]) -> Result<NodeId, SetupError
     let id = id.ok_or_else(|| SetupError::Refused("there are no more numbers for nodes".into()))?;
     for other in others {
         let insert = "INSERT INTO antiphon.nodes (id, name, connect, state) VALUES ($1, $2, $3, 'joining')";
-        other.client.execute(insert, &[&number(id), &joining.node, &joining.advertise]).await.map_err(
+        other.client.execute(insert, &[&id_of(id), &joining.node, &joining.advertise]).await.map_err(
             |error| {
                 SetupError::Refused(format!(
                     "node {} would not have number {id}: {}; does another join at the same time?",
@@ -226,7 +223,7 @@ async fn admit(other: &Other, joining: &Joining, id: NodeId) -> Result<(), Setup
         Connection::open(&joining.connect, Kind::Replication, "antiphon mesh join", &[]).await?;
     let slot = connection.create_slot(&own.names.slot(own.id), Snapshot::Nothing, false, false).await?;
     let insert = "INSERT INTO antiphon.progress (node, lsn) VALUES ($1, $2::text::pg_lsn)";
-    other.client.execute(insert, &[&number(id), &slot.lsn.to_string()]).await?;
+    other.client.execute(insert, &[&id_of(id), &slot.lsn.to_string()]).await?;
     Ok(())
 }
 
@@ -243,19 +240,19 @@ async fn prepare(
     install::schema(target).await?;
     let insert = "INSERT INTO antiphon.mesh (name, id, node, system_id) \
         SELECT $1, $2::text::uuid, $3, system_identifier::text FROM pg_catalog.pg_control_system()";
-    target.execute(insert, &[&names.mesh, &names.id, &number(id)]).await?;
+    target.execute(insert, &[&names.mesh, &names.id, &id_of(id)]).await?;
     let insert = "INSERT INTO antiphon.nodes (id, name, connect, state) VALUES ($1, $2, $3, $4)";
     let donor = others.first().expect("the donor takes part");
     for member in members::read(&donor.client).await? {
         let state = &member.state;
-        target.execute(insert, &[&number(member.id), &member.name, &member.connect, state]).await?;
+        target.execute(insert, &[&id_of(member.id), &member.name, &member.connect, state]).await?;
         if !member.takes_part() || member.id == id {
             continue;
         }
         let create = "SELECT pg_catalog.pg_replication_origin_create($1)";
         target.execute(create, &[&names.origin(member.id)]).await?;
         let progress = "INSERT INTO antiphon.progress (node, lsn) VALUES ($1, '0/0')";
-        target.execute(progress, &[&number(member.id)]).await?;
+        target.execute(progress, &[&id_of(member.id)]).await?;
     }
     take_in(target, names, tables).await?;
     target.batch_execute("COMMIT").await?;
@@ -269,7 +266,7 @@ async fn level(donor: &Client, begins: &BTreeMap<NodeId, Lsn>) -> Result<(), Set
     for (node, begin) in begins {
         loop {
             let reached = "SELECT lsn >= $2::text::pg_lsn, lsn::text FROM antiphon.progress WHERE node = $1";
-            let row = donor.query_one(reached, &[&number(*node), &begin.to_string()]).await?;
+            let row = donor.query_one(reached, &[&id_of(*node), &begin.to_string()]).await?;
             if row.get(0) {
                 break;
             }
@@ -323,7 +320,7 @@ async fn progress_of(
     let mut progress = vec![(donor_id, begin)];
     for other in others.iter().filter(|other| other.member.id != donor_id) {
         let lsn = "SELECT lsn::text FROM antiphon.progress WHERE node = $1";
-        let lsn: String = donor.query_one(lsn, &[&number(other.member.id)]).await?.get(0);
+        let lsn: String = donor.query_one(lsn, &[&id_of(other.member.id)]).await?.get(0);
         let lsn = lsn.parse().map_err(|error| SetupError::Refused(format!("{error}")))?;
         progress.push((other.member.id, lsn));
     }

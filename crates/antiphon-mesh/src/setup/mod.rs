@@ -4,6 +4,7 @@ mod copy;
 mod create;
 mod install;
 mod join;
+mod leave;
 mod preflight;
 
 use thiserror::Error;
@@ -13,6 +14,7 @@ use crate::wire::WireError;
 
 pub use create::{Creation, create};
 pub use join::{Joining, Progress, join};
+pub use leave::{Leaving, leave};
 pub use preflight::{Finding, check};
 
 /// Why a set-up was not done.

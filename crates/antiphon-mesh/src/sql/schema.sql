@@ -45,9 +45,20 @@ CREATE TABLE IF NOT EXISTS antiphon.links (
     message text,
     complete_to timestamptz,
     paused boolean NOT NULL DEFAULT false,
+    failed pg_lsn,
     skip pg_lsn,
     applied bigint NOT NULL DEFAULT 0,
     at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+
+-- Transactions that could not be applied and were skipped, with all that they were to do.
+CREATE TABLE IF NOT EXISTS antiphon.set_aside (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    node smallint NOT NULL,
+    lsn pg_lsn NOT NULL,
+    committed_at timestamptz NOT NULL,
+    changes jsonb NOT NULL
 );
 
 -- What met what, and how it ended.

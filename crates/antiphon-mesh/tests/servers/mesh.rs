@@ -108,7 +108,7 @@ impl Mesh {
     }
 
     /// Waits until everybody has the same rows and has applied what everybody wrote.
-    async fn settle(&self) -> String {
+    async fn wait_until_settled(&self) -> String {
         let deadline = Instant::now() + PATIENCE;
         let mut marks = Vec::new();
         for nth in 0..self.nodes.len() {
@@ -204,7 +204,7 @@ async fn all_nodes_end_with_the_same_rows_whoever_wrote_what_when() {
     for storm in storms {
         storm.await.expect("a storm ends");
     }
-    let rows = mesh.settle().await;
+    let rows = mesh.wait_until_settled().await;
     assert!(!rows.is_empty());
     let conflicts = mesh.text(0, "SELECT count(*)::text FROM antiphon.conflicts").await;
     assert_ne!(conflicts, "0", "a storm on twenty rows has conflicts");

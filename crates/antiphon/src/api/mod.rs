@@ -14,6 +14,7 @@ mod health;
 mod listen;
 mod local;
 mod members;
+mod mesh;
 mod metrics;
 mod reply;
 mod route;
@@ -33,6 +34,7 @@ use tokio::sync::{mpsc, watch};
 
 pub use access::Access;
 pub use listen::serve;
+pub use mesh::MeshApi;
 pub use route::page;
 pub use router::RouterApi;
 

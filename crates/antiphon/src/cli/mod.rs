@@ -11,6 +11,7 @@ mod events;
 mod failure;
 mod import;
 mod list;
+mod mesh;
 mod orders;
 mod output;
 mod show;
@@ -130,6 +131,8 @@ pub enum ClientCommand {
     Explain(show::ExplainArgs),
     /// Follow the cluster's changes
     Events(events::EventsArgs),
+    /// Several leaders: create, join, leave, look, steer
+    Mesh(mesh::MeshArgs),
     /// Print a router's file that does what a pgbouncer.ini says
     Import(import::ImportArgs),
     /// Show versions
@@ -184,6 +187,7 @@ pub async fn carry_out(target: &TargetArgs, command: ClientCommand) -> Result<()
         ClientCommand::Remove(args) => orders::remove(target, &args).await,
         ClientCommand::Explain(args) => show::explain(target, &args).await,
         ClientCommand::Events(args) => events::events(target, &args).await,
+        ClientCommand::Mesh(args) => mesh::mesh(args).await,
         ClientCommand::Import(args) => import::import(&args),
         ClientCommand::Version(args) => show::version(target, &args).await,
         ClientCommand::Completion(args) => {

@@ -11,6 +11,7 @@
 mod address;
 mod bootstrap;
 mod environment;
+mod mesh;
 mod model;
 mod postgres;
 mod problem;
@@ -28,6 +29,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use address::{Address, Listen};
+pub use mesh::MeshFile;
 pub use model::{
     Account, ApiConfig, BootstrapConfig, CallbackEvent, CtlConfig, EtcdConfig, HeartbeatConfig, LogConfig,
     LogFormat, LogLevel, Login, NodeConfig, PostgresConfig, RaftConfig, ReplicaMethod, StoreConfig, Tags,
@@ -61,6 +63,23 @@ pub fn load_router(
     let file = source::read(path, env, &findings).and_then(|mut root| {
         environment::overlay(&mut root, env, &findings);
         router::resolve(&root, &findings)
+    });
+    let warnings = findings.finish()?;
+    Ok(file.map(|file| (file, warnings)))
+}
+
+/// Reads what a file says of a node of a mesh; none if it says nothing of one.
+///
+/// # Errors
+/// As [`load`], of that section alone.
+pub fn load_mesh(
+    path: &Path,
+    env: &BTreeMap<String, String>,
+) -> Result<Option<(MeshFile, Vec<Problem>)>, ConfigErrors> {
+    let findings = problem::Findings::default();
+    let file = source::read(path, env, &findings).and_then(|mut root| {
+        environment::overlay(&mut root, env, &findings);
+        mesh::resolve(&root, env, &findings)
     });
     let warnings = findings.finish()?;
     Ok(file.map(|file| (file, warnings)))

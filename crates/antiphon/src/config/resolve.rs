@@ -67,6 +67,7 @@ pub(super) fn resolve(root: &Node, findings: &Findings) -> Option<NodeConfig> {
     top.refused(&["standby_cluster"], "is not supported yet, and belongs under bootstrap.dcs; remove it");
     // Read by itself.
     top.has("router");
+    top.has("mesh");
     top.finish();
     let config = NodeConfig {
         scope: scope?,

@@ -32,7 +32,7 @@ const CAUSAL_WAIT: Duration = Duration::from_millis(20);
 /// Most agents that are followed.
 const AGENTS_MAX: usize = 32;
 /// Sections of a member: with any of them, the file is a node file.
-const OF_A_MEMBER: [&str; 8] =
+pub(super) const OF_A_MEMBER: [&str; 8] =
     ["name", "restapi", "raft", "etcd", "etcd3", "postgresql", "bootstrap", "heartbeat"];
 /// Asks for the verifier of a user who may log in now.
 const AUTH_QUERY: &str = "SELECT rolname, rolpassword FROM pg_catalog.pg_authid \
@@ -144,6 +144,8 @@ pub(super) fn resolve(root: &Node, findings: &Findings) -> Option<RouterFile> {
         top.problem("router.http_listen", message);
     }
     if alone {
+        // Read by itself.
+        top.has("mesh");
         top.without_effect(&["namespace"], "the router asks the members");
         top.finish();
     }

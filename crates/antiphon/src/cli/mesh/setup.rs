@@ -1,0 +1,137 @@
+//! `mesh create`, `mesh join`, `mesh leave`.
+
+use std::io::{IsTerminal, Write};
+use std::time::Instant;
+
+use antiphon_mesh::dsn::Dsn;
+use antiphon_mesh::setup::{self, Creation, Joining, Leaving, Progress};
+use clap::Args;
+
+use super::{FileArgs, not_set_up};
+use crate::cli::failure::Failure;
+
+/// `mesh create`.
+#[derive(Debug, Args)]
+pub(super) struct CreateArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// The mesh's name: lower-case letters, digits and _
+    #[arg(long, value_name = "NAME")]
+    name: String,
+    /// Tables that take part, as SCHEMA.TABLE, with * for any; may be given more than once
+    #[arg(long, value_name = "PATTERN", default_value = "public.*")]
+    table: Vec<String>,
+}
+
+/// `mesh join`.
+#[derive(Debug, Args)]
+pub(super) struct JoinArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// A connection string of a node that takes part already; the rows come from it
+    #[arg(long, value_name = "CONNECTION")]
+    from: String,
+}
+
+/// `mesh leave`.
+#[derive(Debug, Args)]
+pub(super) struct LeaveArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// Another node that leaves, for one that is gone for good
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+}
+
+pub(super) async fn create(args: CreateArgs) -> Result<(), Failure> {
+    let own = args.file.read()?;
+    let creation = Creation {
+        mesh: args.name.clone(),
+        node: own.file.node.clone(),
+        connect: own.file.connect.clone(),
+        advertise: own.file.advertise.clone(),
+        tables: args.table,
+    };
+    let tables = setup::create(&creation).await.map_err(|error| not_set_up(&own, error))?;
+    println!("mesh {} has its first node, {}, with {} tables:", args.name, own.file.node, tables.len());
+    for table in tables {
+        println!("  {table}");
+    }
+    println!("next: antiphon run {}", args.file.file.display());
+    Ok(())
+}
+
+pub(super) async fn join(args: JoinArgs) -> Result<(), Failure> {
+    let own = args.file.read()?;
+    let donor =
+        Dsn::parse(&args.from, &own.env).map_err(|error| Failure::Usage(format!("--from: {error}")))?;
+    let joining = Joining {
+        node: own.file.node.clone(),
+        connect: own.file.connect.clone(),
+        advertise: own.file.advertise.clone(),
+        donor,
+        peers: own.file.peers.clone(),
+        env: own.env.clone(),
+    };
+    let mut bar = Bar { began: Instant::now(), drawn: false };
+    let id = setup::join(&joining, |progress| bar.show(&progress)).await;
+    let id = id.map_err(|error| not_set_up(&own, error))?;
+    println!("node {} takes part, as number {id}", own.file.node);
+    println!("next: antiphon run {}", args.file.file.display());
+    Ok(())
+}
+
+/// What a join tells while it lasts: one line a table, and on a terminal how far it is.
+struct Bar {
+    began: Instant,
+    drawn: bool,
+}
+
+impl Bar {
+    fn show(&mut self, progress: &Progress) {
+        let terminal = std::io::stderr().is_terminal();
+        if self.drawn {
+            eprint!("\r\u{1b}[K");
+        }
+        match progress {
+            Progress::Levelling => eprintln!("waiting until the node to copy from has what the others wrote"),
+            Progress::Copying { table, nth, of, bytes, bytes_about } => {
+                let share =
+                    bytes.checked_mul(100).and_then(|bytes| bytes.checked_div(*bytes_about)).unwrap_or(0);
+                let left = match share {
+                    1..=99 => {
+                        let seconds = self.began.elapsed().as_secs() * (100 - share) / share;
+                        format!(", about {seconds} s left")
+                    }
+                    _ => String::new(),
+                };
+                eprint!("copying {table} ({nth} of {of}, {} MB{left})", bytes / 1_000_000);
+                if !terminal {
+                    eprintln!();
+                }
+                let _ = std::io::stderr().flush();
+            }
+            Progress::Done { rows } => {
+                eprintln!("copied {rows} rows in {:.1} s", self.began.elapsed().as_secs_f64());
+            }
+        }
+        self.drawn = terminal && matches!(progress, Progress::Copying { .. });
+    }
+}
+
+pub(super) async fn leave(args: LeaveArgs) -> Result<(), Failure> {
+    let own = args.file.read()?;
+    let leaving = Leaving {
+        connect: own.file.connect.clone(),
+        node: args.node.clone(),
+        peers: own.file.peers.clone(),
+        env: own.env.clone(),
+    };
+    let untold = setup::leave(&leaving).await.map_err(|error| not_set_up(&own, error))?;
+    let name = args.node.as_ref().unwrap_or(&own.file.node);
+    println!("node {name} has left");
+    if untold.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Refused(format!("{}; repeat this when they can be reached", untold.join("; "))))
+}

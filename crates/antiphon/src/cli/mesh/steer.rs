@@ -1,0 +1,48 @@
+//! `mesh pause`, `mesh resume`, `mesh skip`.
+
+use antiphon_mesh::manage;
+use clap::Args;
+
+use super::{FileArgs, refused};
+use crate::cli::failure::Failure;
+
+/// `mesh pause` and `mesh resume`.
+#[derive(Debug, Args)]
+pub(super) struct PauseArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// Only what this node writes
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+}
+
+/// `mesh skip`.
+#[derive(Debug, Args)]
+pub(super) struct SkipArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// The node whose transaction it is
+    #[arg(long, value_name = "NAME")]
+    node: String,
+}
+
+pub(super) async fn pause(args: &PauseArgs, paused: bool) -> Result<(), Failure> {
+    let client = args.file.database().await?;
+    let names = manage::pause(&client, args.node.as_deref(), paused).await.map_err(refused)?;
+    let what = if paused { "paused: their logs are kept until this is resumed" } else { "resumed" };
+    println!(
+        "{} {what}",
+        if names.is_empty() { "nobody else takes part; nothing".into() } else { names.join(", ") }
+    );
+    Ok(())
+}
+
+pub(super) async fn skip(args: &SkipArgs) -> Result<(), Failure> {
+    let client = args.file.database().await?;
+    let end = manage::skip(&client, &args.node).await.map_err(refused)?;
+    println!(
+        "the transaction of {} that ends at {end} is set aside in antiphon.set_aside when it is met next",
+        args.node
+    );
+    Ok(())
+}
