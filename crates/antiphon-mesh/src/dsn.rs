@@ -307,7 +307,8 @@ impl Dsn {
 
     /// Whom to believe inside TLS, by the files that are there now; none if TLS is not wanted.
     pub(crate) fn tls(&self) -> Result<Option<ClientTls>, TlsError> {
-        if self.ssl_mode == SslMode::Disable {
+        let is_network = |host: &Host| matches!(host.place, Place::Network { .. });
+        if self.ssl_mode == SslMode::Disable || !self.hosts.iter().any(is_network) {
             return Ok(None);
         }
         let default =

@@ -94,6 +94,29 @@ fn what_cannot_be_meant_is_refused() {
 }
 
 #[test]
+fn every_value_can_be_said_in_both_forms() {
+    let mut state = 1_u32;
+    let mut random = |limit: u32| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) % limit
+    };
+    for _ in 0..2_000 {
+        let characters = ['a', '\'', '\\', ' ', '=', '%', '@', ':', '/', '?', '&', ',', 'é', '\n'];
+        let value: String = (0..=random(8)).map(|_| characters[random(14) as usize]).collect();
+        let quoted: String = value.chars().flat_map(|c| ['\\', c]).collect();
+        let encoded: String = value.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let keywords =
+            parse(&format!("host=a user='{quoted}' password={quoted} dbname={quoted}")).expect(&value);
+        let uri = parse(&format!("postgres://{encoded}:{encoded}@a/{encoded}")).expect(&value);
+        assert_eq!(keywords, uri, "{value:?}");
+        assert_eq!((keywords.user(), keywords.database()), (&value[..], &value[..]));
+        // Anything else is refused or read, and nothing more.
+        let _ = parse(&value);
+        let _ = parse(&format!("postgres://{value}"));
+    }
+}
+
+#[test]
 fn the_environment_says_what_the_string_does_not() {
     let env = [
         ("PGHOST", "h"),

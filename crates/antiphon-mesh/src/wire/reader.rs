@@ -14,9 +14,9 @@ use super::WireError;
 use super::socket::Socket;
 
 /// What is asked of the system in one call, in bytes.
-const READ_BYTES: usize = 128 * 1024;
+const READ_BYTES: usize = 64 * 1024;
 /// With less room than this the buffer grows before the next call.
-const ROOM_BYTES_MIN: usize = 32 * 1024;
+const ROOM_BYTES_MIN: usize = 16 * 1024;
 /// The longest message that a server sends, in bytes: it builds them in one piece of memory, and has none larger.
 const MESSAGE_BYTES_MAX: usize = 0x4000_0000;
 /// Kind and length of a message.
@@ -29,13 +29,16 @@ pub(super) const COPY_BOTH_RESPONSE: u8 = b'W';
 pub struct Reader {
     pub(super) half: ReadHalf<Socket>,
     pub(super) input: BytesMut,
+    /// The buffer has grown for a long message.
+    is_grown: bool,
     pub(super) parameters: BTreeMap<String, String>,
     pub(super) server: Arc<str>,
 }
 
 impl Reader {
     pub(super) fn new(half: ReadHalf<Socket>, server: Arc<str>) -> Self {
-        Self { half, input: BytesMut::with_capacity(READ_BYTES), parameters: BTreeMap::new(), server }
+        let (input, parameters) = (BytesMut::with_capacity(READ_BYTES), BTreeMap::new());
+        Self { half, input, is_grown: false, parameters, server }
     }
 
     /// The next message. Errors and notices of the server are messages too ([`super::ServerError`] reads them), since
@@ -112,15 +115,31 @@ impl Reader {
     /// Waits for more bytes. Cancel-safe.
     pub(super) async fn fill(&mut self) -> Result<(), WireError> {
         let missing = self.length()?.map_or(0, |(_, bytes)| bytes.saturating_sub(self.input.len()));
-        let room = self.input.capacity() - self.input.len();
-        if room < ROOM_BYTES_MIN || room < missing {
-            self.input.reserve(missing.min(self.input.len()).max(READ_BYTES));
-        }
+        self.make_room(missing);
         match self.half.read_buf(&mut self.input).await {
             Ok(0) => Err(WireError::Closed { server: self.server.clone(), what: "the connection" }),
             Ok(_) => Ok(()),
             Err(error) => Err(WireError::Io { server: self.server.clone(), doing: "reading", error }),
         }
+    }
+
+    /// Makes room for the next read, of a message of which so many bytes have yet to come.
+    fn make_room(&mut self, missing: usize) {
+        if self.is_grown && self.input.len() + missing <= READ_BYTES {
+            // What a long message took is given back, not taken up again.
+            let mut input = BytesMut::with_capacity(2 * READ_BYTES);
+            input.extend_from_slice(&self.input);
+            self.input = input;
+            self.is_grown = false;
+            return;
+        }
+        let room = self.input.capacity() - self.input.len();
+        if room >= ROOM_BYTES_MIN && room >= missing {
+            return;
+        }
+        let more = missing.min(self.input.len()).max(READ_BYTES);
+        self.is_grown |= more > READ_BYTES;
+        self.input.reserve(more);
     }
 
     pub(super) fn broken(&self, what: impl Into<String>) -> WireError {

@@ -204,21 +204,26 @@ async fn a_server_that_breaks_the_protocol_is_told_so_and_reserves_nothing() {
 }
 
 #[tokio::test]
-async fn a_long_message_comes_whole() {
+async fn a_long_message_comes_whole_and_its_room_is_given_back() {
     let place = Place::new();
     let (connection, mut server) = place.connection(Kind::Sql).await;
     let (mut reader, _writer) = connection.split();
     let row: Vec<u8> = std::iter::repeat_n(0..=250, 40_000).flatten().collect();
     let sent = async {
         server.write_all(&message(b'd', &row)).await.expect("sent");
-        server.write_all(&message(b'1', b"")).await.expect("sent");
+        for _ in 0..20_000 {
+            server.write_all(&message(b'1', b"")).await.expect("sent");
+        }
     };
     let received = async {
         let Ok(Message::CopyData(body)) = reader.next().await else { panic!("another message") };
         assert!(body.data() == row);
-        assert!(matches!(reader.next().await, Ok(Message::ParseComplete)));
+        for _ in 0..20_000 {
+            assert!(matches!(reader.next().await, Ok(Message::ParseComplete)));
+        }
     };
     tokio::join!(sent, received);
+    assert!(reader.input.capacity() < 1024 * 1024, "{} bytes are reserved", reader.input.capacity());
 }
 
 #[tokio::test]

@@ -12,6 +12,11 @@ use tokio::io::{AsyncWriteExt, WriteHalf};
 use super::WireError;
 use super::socket::Socket;
 
+/// What the buffer begins with, in bytes.
+const BUFFER_BYTES: usize = 8 * 1024;
+/// Of a batch that was longer than this the buffer is given back, in bytes.
+const KEPT_BYTES_MAX: usize = 1024 * 1024;
+
 /// The format code of text.
 pub const TEXT: i16 = 0;
 /// The format code of a type's own bytes.
@@ -27,7 +32,7 @@ pub struct Writer {
 
 impl Writer {
     pub(super) fn new(half: WriteHalf<Socket>, server: Arc<str>) -> Self {
-        Self { half, output: BytesMut::with_capacity(8 * 1024), server }
+        Self { half, output: BytesMut::with_capacity(BUFFER_BYTES), server }
     }
 
     /// Bytes that wait for the next flush.
@@ -100,6 +105,7 @@ impl Writer {
     /// # Errors
     /// If the connection is at its end.
     pub async fn flush(&mut self) -> Result<(), WireError> {
+        let is_long = self.output.len() > KEPT_BYTES_MAX;
         let sent = async {
             while !self.output.is_empty() {
                 if self.half.write_buf(&mut self.output).await? == 0 {
@@ -108,7 +114,11 @@ impl Writer {
             }
             self.half.flush().await
         };
-        sent.await.map_err(|error| WireError::Io { server: self.server.clone(), doing: "writing", error })
+        let sent = sent.await;
+        if is_long && self.output.is_empty() {
+            self.output = BytesMut::with_capacity(BUFFER_BYTES);
+        }
+        sent.map_err(|error| WireError::Io { server: self.server.clone(), doing: "writing", error })
     }
 
     /// Writes a message whole or not at all.

@@ -48,7 +48,7 @@ async fn settings_count_from_the_start_and_may_be_empty() {
         assert!(style.as_deref().is_some_and(|style| style.starts_with("ISO")), "{style:?}");
         connection.query("SET DateStyle = 'SQL'").await.expect("set");
         assert!(connection.parameter("DateStyle").is_some_and(|style| style.starts_with("SQL")));
-        connection.query("DO $$ BEGIN RAISE WARNING 'look'; END $$").await.expect("done");
+        connection.query("DO $$ BEGIN RAISE WARNING 'passed over'; END $$").await.expect("done");
     }
     let wrong = Connection::open(&dsn(&text), Kind::Sql, "w", &[("no_such_setting", "1")]).await;
     assert_eq!(wrong.expect_err("there is none").code(), Some("42704"));
@@ -94,6 +94,19 @@ async fn statements_are_pipelined_and_an_error_ends_its_batch_only() {
         twice.to_string(),
         "ERROR 23505: duplicate key value violates unique constraint \"t_pkey\" (Key (id)=(2) already exists.)"
     );
+}
+
+#[tokio::test]
+async fn a_notice_is_passed_on() {
+    let server = Server::start(None);
+    let connection = Connection::open(&dsn(&server.dsn()), Kind::Sql, "w", &[]).await.expect("a connection");
+    let (mut reader, mut writer) = connection.split();
+    writer.query("DO $$ BEGIN RAISE WARNING 'look' USING HINT = 'there'; END $$").expect("a statement");
+    writer.flush().await.expect("sent");
+    let Ok(Message::NoticeResponse(body)) = reader.next().await else { panic!("another message") };
+    let notice = ServerError::from(&body);
+    assert_eq!(notice.to_string(), "WARNING 01000: look");
+    assert_eq!(notice.hint.as_deref(), Some("there"));
 }
 
 #[tokio::test]

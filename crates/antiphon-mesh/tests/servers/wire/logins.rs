@@ -103,10 +103,10 @@ async fn a_password_is_proved_and_sent_only_where_nobody_reads_along() {
     for (user, more, expected) in cases {
         check(&login(&server, user, more).await, expected, &format!("{user} {more}"));
     }
-    // Nobody reads along on the server's own socket.
+    // Nobody reads along on the server's own socket, and nothing needs TLS there.
     server.hba("local all by_word password\nlocal all all trust\n");
     server.reload();
-    let text = server.dsn().replace("user=postgres", "user=by_word password=pencil");
+    let text = server.dsn().replace("user=postgres", "user=by_word password=pencil sslmode=verify-full");
     Connection::open(&dsn(&text), Kind::Sql, "test", &[]).await.expect("a connection");
 }
 
