@@ -2,8 +2,6 @@
 
 use crate::positions::Consistency;
 
-/// What a session sets and shows the level by.
-pub const SETTING: &str = "antiphon.consistency";
 /// The longest bound, a day, in milliseconds.
 const BOUND_MS_MAX: u64 = 86_400_000;
 

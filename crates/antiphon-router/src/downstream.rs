@@ -74,6 +74,12 @@ impl Downstream<'_> {
             if !looked_at || bytes > LOOKED_AT_BYTES_MAX {
                 // Streamed: the loop above passes what is there.
                 let dropped = self.session.is_none() || self.link.answers.own_round().is_some();
+                // Rows, of a COPY too, and what a function returns.
+                if matches!(kind, b'D' | b'd' | b'V')
+                    && let Some(session) = self.session.as_deref_mut().filter(|_| !dropped)
+                {
+                    session.saw = true;
+                }
                 self.link.rest = Rest { bytes, dropped };
                 continue;
             }
@@ -163,8 +169,13 @@ impl Downstream<'_> {
                 self.link.doubtful = false;
                 self.link.tally.rounds += 1;
                 self.link.tally.transactions += u32::from(status == Status::Idle);
-                self.out.pass(self.input, range);
                 let Some(session) = self.session.as_deref_mut() else { return Flow::Broken("nobody asked") };
+                let last = session.due <= 1 && !session.open_round && status == Status::Idle;
+                let wrote = session.reads == Reads::No && !session.only_reads;
+                session.reports.due = session.reports.on && last && wrote;
+                if !session.reports.due {
+                    self.out.pass(self.input, range);
+                }
                 session.status = status;
                 session.due = session.due.saturating_sub(1);
                 session.reads = match std::mem::take(&mut session.reads) {

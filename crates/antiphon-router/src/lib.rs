@@ -47,6 +47,6 @@ mod worker;
 pub use positions::Consistency;
 pub use settings::{
     Account, AuthQuery, Authentication, ClientsTls, Console, Encryption, PoolMode, Reads, ServersTls,
-    Settings, Source,
+    Settings, Source, Wants,
 };
 pub use start::{Handle, Router, StartError};

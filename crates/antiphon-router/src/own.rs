@@ -5,14 +5,18 @@
 
 use std::sync::Arc;
 
+use crate::parameters::Parameters;
 use crate::positions::{Consistency, Reading, Token};
 use crate::routes::Reason;
 use crate::session::{Session, Status};
-use crate::wire::messages::{self, Complaint};
+use crate::settings::Wants;
+use crate::wire::messages::{self, Complaint, Severity};
 use crate::wire::rows;
 
 /// What all names of these settings begin with.
 const PREFIX: &str = "antiphon.";
+/// What the token is reported by.
+pub const TOKEN: &str = "antiphon.token";
 
 /// One of the settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +26,19 @@ enum Name {
     Route,
     /// What the session's reads see at least, to be handed to another session.
     Token,
+    /// Whether the session is told that after each commit.
+    ReportToken,
+}
+
+impl Name {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Consistency => "antiphon.consistency",
+            Self::Route => "antiphon.route",
+            Self::Token => TOKEN,
+            Self::ReportToken => "antiphon.report_token",
+        }
+    }
 }
 
 /// A statement about one of them.
@@ -100,6 +117,7 @@ fn name(text: &str) -> Option<Name> {
         "consistency" => Name::Consistency,
         "route" => Name::Route,
         "token" => Name::Token,
+        "report_token" => Name::ReportToken,
         _ => return None,
     };
     head.eq_ignore_ascii_case(PREFIX).then_some(known)
@@ -110,21 +128,22 @@ impl Own {
     pub fn waits(&self, session: &mut Session, reading: Option<&Reading>) -> bool {
         let Some(reading) = reading else { return false };
         match (self.name, &self.what) {
-            (Name::Token, What::Show) => {
-                session.floor.settle(reading);
-                session.floor.token().is_none()
-            }
+            (Name::Token, What::Show) => session.floor.token(reading).is_none(),
             // Of an epoch that this router will hear of in a moment.
             (Name::Token, What::Set(value)) => {
                 value.parse::<Token>().is_ok_and(|token| token.epoch > reading.epoch)
             }
-            (Name::Token, What::Reset) | (Name::Consistency | Name::Route, _) => false,
+            (Name::Token, What::Reset) | (Name::Consistency | Name::Route | Name::ReportToken, _) => false,
         }
     }
 }
 
 /// Carries a statement out: what its answer says. `standard`: the level of sessions that do not say.
-fn carry_out(own: &Own, session: &mut Session) -> Result<(&'static str, Option<String>), Complaint> {
+fn carry_out(
+    own: &Own,
+    session: &mut Session,
+    reading: Option<&Reading>,
+) -> Result<(&'static str, Option<String>), Complaint> {
     match (own.name, &own.what) {
         (Name::Consistency, What::Show) => Ok(("SHOW", Some(session.consistency.to_string()))),
         (Name::Consistency, What::Reset) => {
@@ -149,10 +168,11 @@ fn carry_out(own: &Own, session: &mut Session) -> Result<(&'static str, Option<S
                 Complaint::error("55000", "the position of what the session wrote is not known")
                     .with_detail(Some(why.to_owned()))
             };
-            Ok(("SHOW", Some(session.floor.token().ok_or_else(unknown)?.to_string())))
+            let token = reading.and_then(|reading| session.floor.token(reading));
+            Ok(("SHOW", Some(token.ok_or_else(unknown)?.to_string())))
         }
         (Name::Token, What::Set(value)) => {
-            let wrong = |()| invalid("antiphon.token", value, "must be what SHOW antiphon.token gave");
+            let wrong = |()| invalid(TOKEN, value, "must be what SHOW antiphon.token gave");
             session.floor.raise(value.parse().map_err(wrong)?);
             Ok(("SET", None))
         }
@@ -160,6 +180,23 @@ fn carry_out(own: &Own, session: &mut Session) -> Result<(&'static str, Option<S
             "55P02",
             "parameter \"antiphon.token\" cannot be reset: what was seen was seen",
         )),
+        (Name::ReportToken, What::Show) => {
+            Ok(("SHOW", Some(if session.reports.on { "on" } else { "off" }.to_owned())))
+        }
+        (Name::ReportToken, What::Reset) => {
+            session.reports.on = session.reports.standard;
+            Ok(("SET", None))
+        }
+        (Name::ReportToken, What::Set(value)) => {
+            let on = switch(value)?;
+            if on && reading.is_none() {
+                let why = "A router has no tokens while it sends all reads to the leader (read_from).";
+                let complaint = Complaint::error("55000", "the router knows no positions");
+                return Err(complaint.with_detail(Some(why.to_owned())));
+            }
+            session.reports.on = on;
+            Ok(("SET", None))
+        }
         (Name::Route, What::Set(_) | What::Reset) => {
             Err(Complaint::error("55P02", "parameter \"antiphon.route\" cannot be changed"))
         }
@@ -171,7 +208,26 @@ fn carry_out(own: &Own, session: &mut Session) -> Result<(&'static str, Option<S
 /// # Errors
 /// What the client is told of a wrong one.
 pub fn level(value: &str) -> Result<Consistency, Complaint> {
-    value.parse().map_err(|wrong: String| invalid("antiphon.consistency", value, &wrong))
+    value.parse().map_err(|wrong: String| invalid(Name::Consistency.word(), value, &wrong))
+}
+
+/// What the start of a session asks for, taken out of what a server would be asked for.
+///
+/// # Errors
+/// What the client is told of what is wrong.
+pub fn at_start(parameters: &mut Parameters) -> Result<Wants, Complaint> {
+    let fatal = |complaint| Complaint { severity: Severity::Fatal, ..complaint };
+    let consistency = parameters.take(Name::Consistency.word()).map(|value| level(&value)).transpose();
+    let report_token = parameters.take(Name::ReportToken.word()).map(|value| switch(&value)).transpose();
+    Ok(Wants { consistency: consistency.map_err(fatal)?, report_token: report_token.map_err(fatal)? })
+}
+
+fn switch(value: &str) -> Result<bool, Complaint> {
+    match value.trim().to_ascii_lowercase().as_str() {
+        "on" | "true" | "yes" | "1" => Ok(true),
+        "off" | "false" | "no" | "0" => Ok(false),
+        _ => Err(invalid(Name::ReportToken.word(), value, "must be on or off")),
+    }
 }
 
 fn invalid(name: &str, value: &str, wrong: &str) -> Complaint {
@@ -181,8 +237,8 @@ fn invalid(name: &str, value: &str, wrong: &str) -> Complaint {
 }
 
 /// Answers a simple query.
-pub fn query(own: &Own, session: &mut Session, out: &mut Vec<u8>) {
-    match carry_out(own, session) {
+pub fn query(own: &Own, session: &mut Session, reading: Option<&Reading>, out: &mut Vec<u8>) {
+    match carry_out(own, session, reading) {
         Ok((tag, shown)) => {
             if let Some(value) = shown {
                 describe(own, out);
@@ -220,6 +276,7 @@ impl Round {
         kind: u8,
         body: &[u8],
         session: &mut Session,
+        reading: Option<&Reading>,
         out: &mut Vec<u8>,
     ) -> Result<(), Complaint> {
         match kind {
@@ -237,7 +294,7 @@ impl Round {
             b'E' => {
                 let none = || Complaint::error("34000", "portal does not exist");
                 let own = self.bound.clone().ok_or_else(none)?;
-                let (tag, shown) = carry_out(&own, session)?;
+                let (tag, shown) = carry_out(&own, session, reading)?;
                 if let Some(value) = shown {
                     row(&value, out);
                 }
@@ -263,12 +320,7 @@ pub fn alone() -> Complaint {
 }
 
 fn describe(own: &Own, out: &mut Vec<u8>) {
-    let name = match own.name {
-        Name::Consistency => "antiphon.consistency",
-        Name::Route => "antiphon.route",
-        Name::Token => "antiphon.token",
-    };
-    rows::describe(&[(name, rows::Kind::Text)], out);
+    rows::describe(&[(own.name.word(), rows::Kind::Text)], out);
 }
 
 fn row(value: &str, out: &mut Vec<u8>) {

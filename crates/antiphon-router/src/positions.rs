@@ -171,7 +171,7 @@ pub enum Consistency {
     /// Reads see what the session wrote, and never go back.
     #[default]
     ReadYourWrites,
-    /// Reads never go back.
+    /// Reads never go back; what the session wrote may be missing from them.
     Monotonic,
     /// Reads are at most so many milliseconds behind.
     Bounded(u64),
@@ -186,6 +186,13 @@ pub struct Token {
     pub epoch: u64,
     /// The position.
     pub lsn: u64,
+}
+
+impl Token {
+    /// One that no follower meets, for what nobody has sampled: the reads of its epoch go to the leader.
+    pub fn unknown(epoch: u64) -> Self {
+        Self { epoch: epoch.max(1), lsn: u64::MAX }
+    }
 }
 
 impl fmt::Display for Token {
@@ -220,23 +227,25 @@ impl Floor {
     /// The session's use of the leader has ended: it wrote there, or saw all that was there.
     pub fn used_leader(&mut self, reading: &Reading) {
         self.epoch = self.epoch.max(reading.epoch);
-        // Without a leader nobody can say: resolved when there is one.
-        let mark = reading.leader.as_ref().map(|feed| feed.mark(feed.connection()));
-        self.open = Some(mark.unwrap_or_default());
+        self.open = Some(leads(reading));
     }
 
     /// The session has read from a follower, on a link that was taken at this connection of its feed.
     pub fn used_follower(&mut self, reading: &Reading, follower: &Follower, connection: u64) {
+        self.settle(reading);
         self.epoch = self.epoch.max(reading.epoch);
-        self.open = Some(follower.feed.mark(connection));
+        self.open = match self.open {
+            // At a level that does not ask for what is still open: the leader is ahead of both.
+            Some(mark) if !follower.feed.is_of(mark) => Some(leads(reading)),
+            Some(_) | None => Some(follower.feed.mark(connection)),
+        };
     }
 
     /// Takes in what has been sampled since.
     pub fn settle(&mut self, reading: &Reading) {
-        let leads = || reading.leader.as_ref().map(|feed| feed.mark(feed.connection())).unwrap_or_default();
         if self.epoch < reading.epoch && (self.open.is_some() || self.lsn > 0) {
             // Where the new leader is covers all that is left of what earlier ones wrote.
-            (self.epoch, self.lsn, self.open) = (reading.epoch, 0, Some(leads()));
+            (self.epoch, self.lsn, self.open) = (reading.epoch, 0, Some(leads(reading)));
         }
         let Some(mark) = self.open else { return };
         let feeds = reading.followers.iter().map(|follower| &follower.feed);
@@ -248,12 +257,12 @@ impl Floor {
                 }
             }
             // That server is gone or was restarted: the leader is ahead of all that it ever showed.
-            None => self.open = Some(leads()),
+            None => self.open = Some(leads(reading)),
         }
     }
 
     /// The floor for another process; none before a sample has covered it. Only after [`Floor::settle`].
-    pub fn token(&self) -> Option<Token> {
+    fn token(&self) -> Option<Token> {
         self.open.is_none().then_some(Token { epoch: self.epoch, lsn: self.lsn })
     }
 
@@ -282,6 +291,58 @@ impl Floor {
     }
 }
 
+/// All that the leader has now. Without a leader nobody can say: resolved when there is one.
+fn leads(reading: &Reading) -> Mark {
+    reading.leader.as_ref().map(|feed| feed.mark(feed.connection())).unwrap_or_default()
+}
+
+/// The floors of a session, by what its level counts.
+#[derive(Debug, Default)]
+pub struct Floors {
+    /// What it wrote, and what its reads saw.
+    all: Floor,
+    /// What its reads saw.
+    seen: Floor,
+}
+
+impl Floors {
+    /// The session's use of the leader has ended; `saw`: it was given rows.
+    pub fn used_leader(&mut self, reading: &Reading, saw: bool) {
+        self.all.used_leader(reading);
+        if saw {
+            self.seen.used_leader(reading);
+        }
+    }
+
+    /// See [`Floor::used_follower`].
+    pub fn used_follower(&mut self, reading: &Reading, follower: &Follower, connection: u64) {
+        self.all.used_follower(reading, follower, connection);
+        self.seen.used_follower(reading, follower, connection);
+    }
+
+    /// The floor for another process, of all that the session did; none before a sample has covered it.
+    pub fn token(&mut self, reading: &Reading) -> Option<Token> {
+        self.all.settle(reading);
+        self.all.token()
+    }
+
+    /// The session shall see at least this, too.
+    pub fn raise(&mut self, token: Token) {
+        self.all.raise(token);
+        self.seen.raise(token);
+    }
+
+    fn of(&mut self, level: Consistency) -> &mut Floor {
+        match level {
+            Consistency::Monotonic => &mut self.seen,
+            Consistency::Strong
+            | Consistency::ReadYourWrites
+            | Consistency::Bounded(_)
+            | Consistency::Eventual => &mut self.all,
+        }
+    }
+}
+
 /// Where a read may go.
 #[derive(Clone, Debug)]
 pub enum Choice {
@@ -294,7 +355,14 @@ pub enum Choice {
 }
 
 /// Chooses a follower: of two at random among those that will do, the one with less to do.
-pub fn choose(reading: &Reading, floor: &mut Floor, level: Consistency, now_ms: u64, random: u32) -> Choice {
+pub fn choose(
+    reading: &Reading,
+    floors: &mut Floors,
+    level: Consistency,
+    now_ms: u64,
+    random: u32,
+) -> Choice {
+    let floor = floors.of(level);
     floor.settle(reading);
     let fits = |follower: &Follower| match level {
         Consistency::Strong => false,

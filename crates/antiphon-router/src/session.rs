@@ -11,7 +11,7 @@ use crate::answers::{Answers, Expected, Purpose};
 use crate::out::Out;
 use crate::own::{self, Went};
 use crate::parameters::Parameters;
-use crate::positions::{Consistency, Floor};
+use crate::positions::{Consistency, Floors};
 use crate::sql::{Effects, Pin};
 use crate::statements::{Prepared, Statement};
 use crate::stats::Tally;
@@ -146,6 +146,17 @@ impl Again {
     }
 }
 
+/// Whether a session is told its token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reports {
+    /// It is, after each commit.
+    pub on: bool,
+    /// It is if it does not say.
+    pub standard: bool,
+    /// A ReadyForQuery is kept back until the token is known that goes before it.
+    pub due: bool,
+}
+
 /// A client's session.
 #[derive(Debug)]
 pub struct Session {
@@ -186,7 +197,11 @@ pub struct Session {
     /// See [`Session::consistency`].
     pub standard: Consistency,
     /// What its reads must see.
-    pub floor: Floor,
+    pub floor: Floors,
+    /// It was given rows on the link that it has.
+    pub saw: bool,
+    /// It is told its token after each commit, and whether it is if it does not say.
+    pub reports: Reports,
     /// Where its last statement or transaction went.
     pub went: Option<Went>,
     /// The round that is answered without a server.
@@ -223,7 +238,9 @@ impl Session {
             begins: None,
             consistency: Consistency::default(),
             standard: Consistency::default(),
-            floor: Floor::default(),
+            floor: Floors::default(),
+            saw: false,
+            reports: Reports::default(),
             went: None,
             own: None,
             has_own: false,

@@ -139,10 +139,41 @@ pub enum Encryption {
 pub struct Reads {
     /// The router's own account, with which it asks servers how far they are and what functions do.
     pub account: Account,
-    /// What sessions ask of their reads unless they say.
-    pub consistency: Consistency,
+    /// What sessions ask unless they say, or their user or database has something else.
+    pub sessions: Wants,
+    /// What those of these users ask unless they say.
+    pub users: HashMap<String, Wants>,
+    /// What those of these databases ask unless they or their user say.
+    pub databases: HashMap<String, Wants>,
     /// How long a read waits for a follower before it goes to the leader.
     pub causal_wait: Duration,
+}
+
+impl Reads {
+    /// What a session asks that does not say.
+    pub fn wants(&self, user: &str, database: &str) -> Wants {
+        let of = |wants: Option<&Wants>| wants.copied().unwrap_or_default();
+        of(self.users.get(user)).or(of(self.databases.get(database))).or(self.sessions)
+    }
+}
+
+/// What sessions ask of the router.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// What their reads see.
+    pub consistency: Option<Consistency>,
+    /// They are told their token after each commit.
+    pub report_token: Option<bool>,
+}
+
+impl Wants {
+    /// This, and of what it does not say the other.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            consistency: self.consistency.or(other.consistency),
+            report_token: self.report_token.or(other.report_token),
+        }
+    }
 }
 
 /// An account of the router's own.
@@ -203,5 +234,26 @@ impl std::fmt::Debug for Authentication {
             Self::Query(query) => write!(f, "Query by {:?}", query.account),
             Self::Users(users) => write!(f, "{} users", users.len()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_counts_more_than_a_database_and_that_more_than_the_rest() {
+        let wants = |consistency, report_token| Wants { consistency, report_token };
+        let account = Account { user: "router".to_owned(), password: None, database: "postgres".to_owned() };
+        let reads = Reads {
+            account,
+            sessions: wants(Some(Consistency::Strong), Some(false)),
+            users: [("anna".to_owned(), wants(Some(Consistency::Eventual), None))].into(),
+            databases: [("app".to_owned(), wants(Some(Consistency::Monotonic), Some(true)))].into(),
+            causal_wait: Duration::ZERO,
+        };
+        assert_eq!(reads.wants("anna", "app"), wants(Some(Consistency::Eventual), Some(true)));
+        assert_eq!(reads.wants("eve", "app"), wants(Some(Consistency::Monotonic), Some(true)));
+        assert_eq!(reads.wants("eve", "other"), wants(Some(Consistency::Strong), Some(false)));
     }
 }

@@ -170,7 +170,7 @@ impl Upstream<'_> {
         if kind != b'Q' {
             return self.begin_own(kind, body?);
         }
-        own::query(&own, self.session, self.replies);
+        own::query(&own, self.session, self.reading, self.replies);
         Some(Ok(()))
     }
 
@@ -205,7 +205,7 @@ impl Upstream<'_> {
                 round.bind(Some(bound), self.replies);
                 Ok(())
             }
-            _ => round.message(kind, body, self.session, self.replies),
+            _ => round.message(kind, body, self.session, self.reading, self.replies),
         }
     }
 

@@ -76,9 +76,11 @@ fn settings(file: &RouterFile) -> anyhow::Result<Settings> {
         }
         (RouterAuthentication::Query(_), None) => anyhow::bail!("router.auth_user is missing"),
     };
-    let reads = config.reads.zip(account).map(|(reads, account)| Reads {
+    let reads = config.reads.clone().zip(account).map(|(reads, account)| Reads {
         account,
-        consistency: reads.consistency,
+        sessions: reads.sessions,
+        users: reads.users,
+        databases: reads.databases,
         causal_wait: reads.causal_wait,
     });
     let (clients_tls, servers_tls) = tls(config)?;

@@ -401,7 +401,8 @@ fn config(settings: &Settings) -> Table {
         ("read_from", if reads.is_some() { "followers" } else { "leader" }.to_owned(), "leader"),
         (
             "consistency",
-            reads.map_or_else(String::new, |reads| reads.consistency.to_string()),
+            reads
+                .map_or_else(String::new, |reads| reads.sessions.consistency.unwrap_or_default().to_string()),
             "read_your_writes",
         ),
         ("causal_wait", reads.map_or_else(String::new, |reads| seconds(reads.causal_wait)), "0.02"),

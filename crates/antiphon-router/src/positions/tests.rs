@@ -5,14 +5,14 @@ use super::*;
 /// A cluster by its true positions; samples are taken and answered when the test says so.
 struct World {
     reading: Reading,
-    floor: Floor,
+    floor: Floors,
     next: u64,
 }
 
 impl World {
     fn new(followers: usize) -> Self {
         let mut world =
-            Self { reading: Reading { epoch: 1, ..Reading::default() }, floor: Floor::default(), next: 10 };
+            Self { reading: Reading { epoch: 1, ..Reading::default() }, floor: Floors::default(), next: 10 };
         world.reading.leader = Some(Arc::new(Feed::new(1)));
         for number in 0..followers {
             let address = ([127, 0, 0, 1], 5000).into();
@@ -36,7 +36,7 @@ impl World {
     }
 
     fn write(&mut self) {
-        self.floor.used_leader(&self.reading);
+        self.floor.used_leader(&self.reading, false);
     }
 
     fn read(&mut self, follower: usize) {
@@ -164,7 +164,8 @@ fn levels_ask_for_less() {
     let mut world = World::new(1);
     world.sample(0, 1);
     world.write();
-    assert_eq!(world.chosen(Consistency::Monotonic), None);
+    assert_eq!(world.chosen(Consistency::ReadYourWrites), None);
+    assert_eq!(world.chosen(Consistency::Monotonic), Some(0), "it may miss what the session wrote");
     assert_eq!(world.chosen(Consistency::Eventual), Some(0));
     assert_eq!(world.chosen(Consistency::Bounded(1000)), None, "nothing is known of how old it is");
     let feed = &world.reading.followers[0].feed;
@@ -205,9 +206,62 @@ fn the_header_of_a_page_is_no_wal_that_a_follower_could_replay() {
     }
 }
 
-/// Every short history of writes, reads, samples and progress: what a read sees is never less than before.
+#[test]
+fn rows_of_the_leader_are_seen_and_writes_without_rows_are_not() {
+    let mut world = World::new(1);
+    world.sample(0, 100);
+    world.write();
+    assert_eq!(world.chosen(Consistency::Monotonic), Some(0));
+    world.read(0);
+    assert_eq!(world.chosen(Consistency::ReadYourWrites), None, "a read does not make a write forgotten");
+    world.floor.used_leader(&world.reading, true);
+    assert_eq!(world.chosen(Consistency::Monotonic), None);
+    world.sample_leader(120);
+    world.sample(0, 120);
+    assert_eq!(world.chosen(Consistency::Monotonic), Some(0));
+}
+
+#[test]
+fn a_read_at_a_lower_level_does_not_make_a_write_forgotten() {
+    let mut world = World::new(2);
+    world.sample(0, 100);
+    world.sample(1, 100);
+    world.write();
+    assert!(world.chosen(Consistency::Eventual).is_some());
+    world.read(0);
+    assert_eq!(world.may_read(), None);
+    world.sample(0, 101);
+    assert_eq!(world.may_read(), None, "that follower does not have the write");
+    world.sample_leader(110);
+    world.sample(1, 110);
+    assert_eq!(world.may_read(), Some(1));
+}
+
+#[test]
+fn a_token_of_what_nobody_sampled_is_met_by_no_follower_of_its_epoch() {
+    let mut world = World::new(1);
+    world.floor.raise(Token::unknown(1));
+    world.sample(0, u64::MAX - 1);
+    assert_eq!(world.may_read(), None);
+    (world.reading.epoch, world.reading.leader) = (2, Some(Arc::new(Feed::new(99))));
+    assert_eq!(world.may_read(), None);
+    world.sample_leader(70);
+    world.sample(0, 70);
+    assert_eq!(world.may_read(), Some(0), "the next leader has what is left of it");
+}
+
 #[test]
 fn no_history_of_six_steps_shows_a_session_less_than_it_saw() {
+    histories(Consistency::ReadYourWrites);
+}
+
+#[test]
+fn no_history_of_six_steps_takes_a_monotonic_session_back_behind_a_read() {
+    histories(Consistency::Monotonic);
+}
+
+/// Every short history of writes, reads, samples and progress: what a read sees is never less than before.
+fn histories(level: Consistency) {
     const STEPS: usize = 9;
     for history in 0..STEPS.pow(6) {
         let mut world = World::new(2);
@@ -219,7 +273,7 @@ fn no_history_of_six_steps_shows_a_session_less_than_it_saw() {
             match left % STEPS {
                 0 => {
                     leader += 1;
-                    seen = leader;
+                    seen = if level == Consistency::Monotonic { seen } else { leader };
                     world.write();
                 }
                 1 => leader += 1,
@@ -232,19 +286,17 @@ fn no_history_of_six_steps_shows_a_session_less_than_it_saw() {
                     replayed[1] = 10;
                     world.reading.followers[1].feed.lost();
                 }
-                _ => {
-                    match choose(&world.reading, &mut world.floor, Consistency::ReadYourWrites, 1, 1 << 16) {
-                        Choice::One(place) => {
-                            assert!(replayed[place] >= seen, "history {history}");
-                            seen = replayed[place];
-                            world.read(place);
-                        }
-                        Choice::NoneWell | Choice::NoneFarEnough => {
-                            seen = leader;
-                            world.floor.used_leader(&world.reading);
-                        }
+                _ => match choose(&world.reading, &mut world.floor, level, 1, 1 << 16) {
+                    Choice::One(place) => {
+                        assert!(replayed[place] >= seen, "history {history}");
+                        seen = replayed[place];
+                        world.read(place);
                     }
-                }
+                    Choice::NoneWell | Choice::NoneFarEnough => {
+                        seen = leader;
+                        world.floor.used_leader(&world.reading, true);
+                    }
+                },
             }
             left /= STEPS;
         }
@@ -257,15 +309,13 @@ fn a_token_lets_another_session_see_what_this_one_wrote_and_no_more_than_that_is
     world.sample(0, 90);
     world.sample(1, 100);
     world.write();
-    world.floor.settle(&world.reading);
-    assert_eq!(world.floor.token(), None, "no sample has been begun since");
+    assert_eq!(world.floor.token(&world.reading), None, "no sample has been begun since");
     world.sample_leader(95);
-    world.floor.settle(&world.reading);
-    let token = world.floor.token().unwrap();
+    let token = world.floor.token(&world.reading).unwrap();
     assert_eq!((token, token.to_string().parse()), (Token { epoch: 1, lsn: 95 }, Ok(token)));
     // The leader goes on; who has the token need not see that.
     world.sample_leader(500);
-    world.floor = Floor::default();
+    world.floor = Floors::default();
     world.floor.raise(token);
     assert_eq!(world.may_read(), Some(1));
     world.floor.raise(Token { epoch: 1, lsn: 101 });

@@ -9,7 +9,7 @@ use super::socket::Socket;
 use crate::positions::{Follower, Reading};
 use crate::routes::Reason;
 use crate::scram::Exchange;
-use crate::session::{Reads, Session};
+use crate::session::{Reads, Session, Status};
 use crate::shared::ClientId;
 use crate::stats::Asked;
 
@@ -125,14 +125,23 @@ impl Client {
         self.fresh_link = false;
         self.asked.forget();
         let session = &mut self.session;
+        let saw = std::mem::take(&mut session.saw);
         match std::mem::replace(&mut self.errand, Errand::Nothing) {
             Errand::Nothing => {}
-            Errand::Leader => session.floor.used_leader(reading),
+            Errand::Leader => session.floor.used_leader(reading, saw),
             Errand::Follower(follower, connection) => {
                 follower.busy.fetch_sub(1, Ordering::Relaxed);
                 session.floor.used_follower(reading, &follower, connection);
                 session.reads = Reads::No;
             }
+        }
+    }
+
+    /// Its session keeps its link between two transactions: what it did there is the floor of what follows.
+    pub fn keeps_link(&mut self, reading: &Reading) {
+        let session = &mut self.session;
+        if matches!(self.errand, Errand::Leader) && session.status == Status::Idle && !session.in_flight() {
+            session.floor.used_leader(reading, std::mem::take(&mut session.saw));
         }
     }
 

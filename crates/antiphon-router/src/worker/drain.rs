@@ -16,7 +16,7 @@ fn is_done(client: &Client) -> bool {
         Phase::Session => {
             let session = &client.session;
             let rests = client.inbox.is_empty() && client.out.is_empty() && !client.waits;
-            rests && session.status == Status::Idle && !session.in_flight()
+            rests && session.status == Status::Idle && !session.in_flight() && !session.reports.due
         }
         // Has not been let in, or only looks.
         _ => true,

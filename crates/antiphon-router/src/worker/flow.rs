@@ -291,6 +291,7 @@ impl Worker {
         .run();
         link.inbox.extend_from_slice(input.get(moved..).unwrap_or_default());
         let (serial, resets) = (link.serial, matches!(link.stage, Stage::Reset));
+        let reports = to.as_ref().is_some_and(|client| client.session.reports.due);
         if let Flow::Repeat(refusal) = flow {
             return self.repeat_at_leader(slot, refusal);
         }
@@ -320,6 +321,9 @@ impl Worker {
                 tracing::warn!(what, "a server does not keep to the protocol; its link is closed");
                 self.work.push_back(Work::Drop(slot, serial));
             }
+        }
+        if let Some(client) = client.filter(|_| reports) {
+            self.report(client);
         }
     }
 }

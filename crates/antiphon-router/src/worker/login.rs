@@ -3,16 +3,15 @@
 use super::client::{Client, Phase, Wish};
 use super::link::Stage;
 use super::{Work, Worker};
-use crate::consistency;
 use crate::login::failure;
 use crate::own;
 use crate::parameters::{self, Parameters};
 use crate::scram::{self, Binding, Exchange, NONCE_BYTES, ScramError, Verifier};
-use crate::session::{Farewell, Session};
+use crate::session::{Farewell, Reports, Session};
 use crate::settings::{Authentication, PoolMode};
 use crate::shared::{Ask, ClientId, Note, Place, PoolKey, lock};
 use crate::sql::Pin;
-use crate::wire::messages::{self, Complaint, Severity};
+use crate::wire::messages::{self, Complaint};
 use crate::wire::startup::{self, NEWEST_MINOR, Opening, Start};
 use crate::wire::{self, Frame, HEADER_BYTES, fields};
 
@@ -125,10 +124,11 @@ impl Worker {
             return Err(Complaint::fatal("28000", "the name of the user or of the database is too long"));
         }
         let mut parameters = Parameters::of_start(start)?;
-        let asked = parameters.take(consistency::SETTING).map(|level| own::level(&level)).transpose();
-        let asked = asked.map_err(|complaint| Complaint { severity: Severity::Fatal, ..complaint })?;
+        let asked = own::at_start(&mut parameters)?;
         let parameters = self.interned.get(parameters);
-        let standard = self.settings.reads.as_ref().map_or_else(Default::default, |reads| reads.consistency);
+        let reads = self.settings.reads.as_ref();
+        let wants = asked.or(reads.map(|reads| reads.wants(user, database)).unwrap_or_default());
+        let reports = reads.is_some() && wants.report_token.unwrap_or_default();
         if start.minor > NEWEST_MINOR || !start.unknown_options.is_empty() {
             let mut bytes = Vec::new();
             messages::negotiate(&mut bytes, start.minor.min(NEWEST_MINOR), &start.unknown_options);
@@ -141,8 +141,9 @@ impl Worker {
         };
         if let Some(client) = self.clients.get_mut(slot) {
             client.session = Session::new(parameters);
-            client.session.standard = asked.unwrap_or(standard);
+            client.session.standard = wants.consistency.unwrap_or_default();
             client.session.consistency = client.session.standard;
+            client.session.reports = Reports { on: reports, standard: reports, due: false };
             let keeps = self.settings.pool_mode == PoolMode::Session;
             client.session.pinned = keeps.then_some(Pin::SessionMode);
         }

@@ -349,6 +349,7 @@ impl Worker {
         let Some(slot) = client else { return };
         self.leave_if_done(slot);
         let Some(client) = self.clients.get_mut(slot) else { return };
+        client.keeps_link(&self.reading);
         if client.session.changed_schema
             && !client.session.in_flight()
             && client.session.status == Status::Idle

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use antiphon_router::scram::Verifier;
-use antiphon_router::{Consistency, PoolMode};
+use antiphon_router::{PoolMode, Wants};
 use antiphon_tls::ClientFiles;
 
 use super::address::{Address, Listen};
@@ -18,7 +18,7 @@ use super::resolve;
 use super::secret::Secret;
 use super::section::Section;
 use super::tls::{self, RouterClientsTls, RouterServersTls};
-use super::yaml::Node;
+use super::yaml::{Entry, Node};
 
 const ROUTER_PORT: u16 = 6432;
 const API_PORT: u16 = 8008;
@@ -31,6 +31,7 @@ const SERVER_LIFETIME: Duration = Duration::from_secs(3600);
 const CAUSAL_WAIT: Duration = Duration::from_millis(20);
 /// Most agents that are followed.
 const AGENTS_MAX: usize = 32;
+const NO_TOKENS: &str = "needs read_from: followers; without it the router knows no positions";
 /// Sections of a member: with any of them, the file is a node file.
 pub(super) const OF_A_MEMBER: [&str; 8] =
     ["name", "restapi", "raft", "etcd", "etcd3", "postgresql", "bootstrap", "heartbeat"];
@@ -106,10 +107,14 @@ pub struct RouterAccount {
 }
 
 /// How reads go to followers (`read_from: followers`).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RouterReads {
-    /// What sessions ask of their reads unless they say.
-    pub consistency: Consistency,
+    /// What sessions ask unless they say.
+    pub sessions: Wants,
+    /// What those of these users ask unless they say.
+    pub users: HashMap<String, Wants>,
+    /// What those of these databases ask unless they or their user say.
+    pub databases: HashMap<String, Wants>,
     /// How long a read waits for a follower before it goes to the leader.
     pub causal_wait: Duration,
 }
@@ -245,7 +250,11 @@ fn agents(section: &Section<'_>, top: &Section<'_>) -> Vec<Address> {
 /// How reads go to followers, if they do.
 fn reads(section: &Section<'_>) -> Option<RouterReads> {
     let followers = section.choice("read_from", &[("leader", false), ("followers", true)]).unwrap_or(false);
-    let consistency = section.parsed("consistency", str::parse).unwrap_or_default();
+    let sessions = wants(section);
+    let [users, databases] = ["users", "databases"].map(|name| wants_of(section, name, followers));
+    if sessions.report_token == Some(true) && !followers {
+        section.problem("report_token", NO_TOKENS);
+    }
     let causal_wait = section.span("causal_wait").unwrap_or(CAUSAL_WAIT);
     if followers && !section.has("auth_user") {
         section.problem(
@@ -253,7 +262,30 @@ fn reads(section: &Section<'_>) -> Option<RouterReads> {
             "is followers, and needs auth_user: the account with which the router asks servers how far they are",
         );
     }
-    followers.then_some(RouterReads { consistency, causal_wait })
+    followers.then_some(RouterReads { sessions, users, databases, causal_wait })
+}
+
+/// What sessions ask unless they say.
+fn wants(section: &Section<'_>) -> Wants {
+    Wants {
+        consistency: section.parsed("consistency", str::parse),
+        report_token: section.switch("report_token"),
+    }
+}
+
+/// The same by user or database.
+fn wants_of(section: &Section<'_>, name: &str, followers: bool) -> HashMap<String, Wants> {
+    let Some(names) = section.section(name) else { return HashMap::new() };
+    let of = |entry: &Entry| {
+        let section = Section::of(&entry.node, names.path_of(&entry.key), names.findings());
+        let wants = wants(&section);
+        if wants.report_token == Some(true) && !followers {
+            section.problem("report_token", NO_TOKENS);
+        }
+        section.finish();
+        (entry.key.clone(), wants)
+    };
+    names.rest().into_iter().map(of).collect()
 }
 
 fn account(section: &Section<'_>) -> Option<RouterAccount> {
@@ -341,7 +373,7 @@ fn quoted(line: &str) -> Option<(String, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use antiphon_router::Encryption;
+    use antiphon_router::{Consistency, Encryption};
     use antiphon_tls::{Clients, File, Trust};
 
     use super::*;
@@ -377,10 +409,30 @@ mod tests {
             format!("{section}  read_from: followers\n  consistency: bounded(2s)\n  causal_wait: 0\n");
         let split = read(&split).unwrap().unwrap().router;
         let reads = split.reads.unwrap();
-        assert_eq!((reads.consistency, reads.causal_wait), (Consistency::Bounded(2000), Duration::ZERO));
+        assert_eq!(reads.sessions.consistency, Some(Consistency::Bounded(2000)));
+        assert_eq!(reads.causal_wait, Duration::ZERO);
         let told = read("router: {listen: 127.0.0.1, agents: [a], auth_type: trust, read_from: followers, consistency: weak}").unwrap_err();
         assert!(told.contains("router.read_from: is followers, and needs auth_user"), "{told}");
         assert!(told.contains("router.consistency: ") && told.contains("must be strong"), "{told}");
+    }
+
+    #[test]
+    fn users_and_databases_ask_for_what_they_like() {
+        let section =
+            "router:\n  listen: 127.0.0.1\n  agents: [a]\n  auth_user: router\n  consistency: strong\n";
+        let more = "  users:\n    anna: {consistency: eventual}\n    web: {report_token: true}\n  databases: {app: {consistency: monotonic}}\n";
+        let reads = read(&format!("{section}  read_from: followers\n{more}")).unwrap().unwrap().router.reads;
+        let reads = reads.unwrap();
+        assert_eq!(reads.users["anna"].consistency, Some(Consistency::Eventual));
+        assert_eq!(reads.users["web"], Wants { consistency: None, report_token: Some(true) });
+        assert_eq!(reads.databases["app"].consistency, Some(Consistency::Monotonic));
+        let told = read(&format!("{section}{more}  report_token: on\n")).unwrap_err();
+        assert!(told.contains("router.users.web.report_token: needs read_from: followers"), "{told}");
+        assert!(told.contains("router.report_token: needs read_from"), "{told}");
+        let wrong = format!("{section}  users: {{anna: {{consistensy: strong}}, eve: 3}}\n");
+        let told = read(&wrong).unwrap_err();
+        assert!(told.contains("router.users.anna.consistensy: unknown key; did you mean"), "{told}");
+        assert!(told.contains("router.users.eve: must be a map"), "{told}");
     }
 
     #[test]

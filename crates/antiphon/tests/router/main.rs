@@ -9,6 +9,7 @@ mod carries;
 mod console;
 mod failover;
 mod hostile;
+mod levels;
 mod reads;
 mod reload;
 mod support;

@@ -15,7 +15,7 @@ use super::support::{Routed, UP_WITHIN, code, wait_until};
 const SPLIT: &str = "  read_from: followers\n";
 
 /// What a statement with one row of one column answers, as a text.
-async fn ask(client: &Client, sql: &str) -> String {
+pub async fn ask(client: &Client, sql: &str) -> String {
     let messages = client.simple_query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     let row = messages.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0),
@@ -25,11 +25,11 @@ async fn ask(client: &Client, sql: &str) -> String {
 }
 
 /// Where the client's last statement went.
-async fn route(client: &Client) -> String {
+pub async fn route(client: &Client) -> String {
     ask(client, "SHOW antiphon.route").await
 }
 
-async fn wait_for_followers(routed: &Routed) {
+pub async fn wait_for_followers(routed: &Routed) {
     let client = routed.client().await;
     let until = Instant::now() + UP_WITHIN;
     wait_until("followers are read from", UP_WITHIN, async || {
