@@ -19,6 +19,8 @@ pub struct Facts<'a> {
     pub reading: &'a Reading,
     /// Where statements went.
     pub routes: &'a Routes,
+    /// Clients that wait because nobody leads.
+    pub held: usize,
     /// The router's clock in milliseconds.
     pub now_ms: u64,
 }
@@ -86,6 +88,11 @@ fn of_router(told: &[Told], facts: &Facts<'_>, page: &mut String) {
             "antiphon_router_has_leader",
             "1 if a leader is known that serves.",
             u64::from(facts.target.leader.is_some()),
+        ),
+        (
+            "antiphon_router_clients_held",
+            "Clients that wait because nobody leads (at most failover_hold_max).",
+            facts.held as u64,
         ),
         ("antiphon_router_epoch", "Newest epoch that is known.", facts.target.epoch),
         (
@@ -228,7 +235,8 @@ mod tests {
         };
         let told = || Told { pools: vec![pool.clone()], ..Told::default() };
         let (reading, routes) = (Reading::default(), Routes::default());
-        let facts = Facts { target: Target::default(), reading: &reading, routes: &routes, now_ms: 1 };
+        let facts =
+            Facts { target: Target::default(), reading: &reading, routes: &routes, held: 7, now_ms: 1 };
         let page = page(&[told(), told()], &facts);
         let labels = "database=\"d\",user=\"a\\\"b\\n\",place=\"leader\"";
         for wanted in [
@@ -241,6 +249,7 @@ mod tests {
             format!("antiphon_router_query_seconds_sum{{{labels}}} 0.0002\n"),
             format!("antiphon_router_query_seconds_count{{{labels}}} 2\n"),
             "antiphon_router_has_leader 0\n".to_owned(),
+            "antiphon_router_clients_held 7\n".to_owned(),
         ] {
             assert!(page.contains(&wanted), "{wanted}\n{page}");
         }

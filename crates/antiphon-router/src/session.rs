@@ -15,7 +15,7 @@ use crate::positions::{Consistency, Floors};
 use crate::sql::{Effects, Pin};
 use crate::statements::{Prepared, Statement};
 use crate::stats::Tally;
-use crate::wire::messages;
+use crate::wire::messages::{self, Complaint};
 
 /// Statements that a client may have prepared at a time, and the bytes of their texts.
 const NAMES_MAX: usize = 10_000;
@@ -172,6 +172,8 @@ pub struct Session {
     pub open_round: bool,
     /// Something in flight may commit.
     pub may_commit: bool,
+    /// Its next round is answered with this: there is no link for it, and it cannot wait for one.
+    pub refused: Option<Box<Complaint>>,
     /// Everything up to a Sync is left out; this is the state to answer it with.
     pub skips_to_sync: Option<Status>,
     /// A transaction of which the link died.
@@ -226,6 +228,7 @@ impl Session {
             due: 0,
             open_round: false,
             may_commit: false,
+            refused: None,
             skips_to_sync: None,
             lost: Lost::Nothing,
             lost_because: None,

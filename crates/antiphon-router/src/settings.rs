@@ -40,6 +40,8 @@ pub struct Settings {
     pub clients_max: usize,
     /// How long a client waits for a leader or for a free link.
     pub failover_hold: Duration,
+    /// How many clients wait at a time because nobody leads.
+    pub failover_hold_max: usize,
     /// How long a login may take.
     pub login_timeout: Duration,
     /// How clients prove who they are.

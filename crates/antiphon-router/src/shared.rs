@@ -233,6 +233,8 @@ pub struct Shared {
     pub control: mpsc::Sender<Ask>,
     /// Clients at this time.
     pub clients: AtomicUsize,
+    /// How many of them wait because nobody leads.
+    pub held: Arc<AtomicUsize>,
     /// The router ends.
     pub ends: AtomicBool,
     /// It is about to: nobody is let in, and who is done goes.
@@ -271,6 +273,7 @@ impl Shared {
             threads,
             control,
             clients: AtomicUsize::new(0),
+            held: Arc::default(),
             ends: AtomicBool::new(false),
             drains: AtomicBool::new(false),
             emptied: Notify::new(),

@@ -67,7 +67,8 @@ impl Handle {
         shared.order(Order::new(What::Tell, asker, shared.threads.len()));
         let told = timeout(TOLD_WITHIN, told).await.ok()?.ok()?;
         let ((target, reading), routes) = (shared.target(), shared.routes());
-        let facts = metrics::Facts { target, reading: &reading, routes: &routes, now_ms: shared.clock_ms() };
+        let (held, now_ms) = (shared.held.load(Ordering::SeqCst), shared.clock_ms());
+        let facts = metrics::Facts { target, reading: &reading, routes: &routes, held, now_ms };
         Some(metrics::page(&told, &facts))
     }
 

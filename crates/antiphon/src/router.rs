@@ -97,6 +97,7 @@ fn settings(file: &RouterFile) -> anyhow::Result<Settings> {
         server_lifetime: config.server_lifetime,
         clients_max: config.clients_max,
         failover_hold: config.failover_hold,
+        failover_hold_max: config.failover_hold_max,
         login_timeout: config.login_timeout,
         authentication,
         reads,

@@ -395,6 +395,7 @@ fn config(settings: &Settings) -> Table {
         ("default_pool_size", settings.pool_size.to_string(), "20"),
         ("max_client_conn", settings.clients_max.to_string(), "10000"),
         ("query_wait_timeout", seconds(settings.failover_hold), "30"),
+        ("failover_hold_max", settings.failover_hold_max.to_string(), "10000"),
         ("server_idle_timeout", seconds(settings.server_idle_timeout), "600"),
         ("server_lifetime", seconds(settings.server_lifetime), "3600"),
         ("client_login_timeout", seconds(settings.login_timeout), "60"),

@@ -123,6 +123,21 @@ fn contains(bytes: &[u8], part: &str) -> bool {
 }
 
 #[test]
+fn a_round_that_cannot_wait_for_a_link_is_answered_with_an_error_and_the_session_goes_on() {
+    let many = [prepared("a", "SELECT 1"), bound("a"), message(b'E', b"\0\0\0\0\0"), sync()].concat();
+    for (round, answer) in [(messages::query("SELECT 1"), "EZ"), (many, "EZ")] {
+        let mut play = Play::new();
+        assert_eq!(play.up(&round).2, Stop::Link);
+        play.session.refused = Some(Box::new(Complaint::error("57P03", "nobody leads")));
+        let (sent, moved, stop) = play.up(&round);
+        assert_eq!((sent.len(), moved, stop), (0, round.len(), Stop::More));
+        assert_eq!(kinds(&play.replies), answer);
+        assert!(contains(&play.replies, "57P03") && play.replies.ends_with(&ready(b'I')));
+        assert_eq!(play.up(&messages::query("SELECT 2")).2, Stop::Link, "the next one may wait");
+    }
+}
+
+#[test]
 fn a_query_needs_a_link_and_gives_it_back() {
     let mut play = Play::new();
     let query = messages::query("SELECT 1");

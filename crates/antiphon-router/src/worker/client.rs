@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::console::Console;
+use super::hold::Hold;
 use super::socket::Socket;
 use crate::positions::{Follower, Reading};
 use crate::routes::Reason;
@@ -92,6 +93,8 @@ pub struct Client {
     pub asked: Asked,
     /// It waits for a link.
     pub waits: bool,
+    /// It waits because nobody leads.
+    pub hold: Option<Hold>,
     /// Until when its next read may wait for a position; none if it has not waited.
     pub wait_until: Option<Instant>,
     /// Its next round goes to the leader, for this reason.

@@ -305,6 +305,7 @@ impl Worker {
         messages::ready(&mut bytes, b'I');
         client.session.plain_texts = parameters::plain_texts(&greeting);
         client.phase = Phase::Session;
+        client.hold = None;
         self.tell(slot, &bytes);
         self.resume(slot);
         true

@@ -9,6 +9,7 @@ mod console;
 mod drain;
 mod ends;
 mod flow;
+mod hold;
 pub mod link;
 mod login;
 mod openings;
@@ -315,6 +316,7 @@ impl Worker {
             errand: Errand::Nothing,
             asked: Asked::default(),
             waits: false,
+            hold: None,
             wait_until: None,
             detour: None,
             misses: 0,

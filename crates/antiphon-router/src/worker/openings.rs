@@ -99,10 +99,12 @@ impl Worker {
         let Some(pool) = self.pools.get_mut(number) else { return };
         pool.opening = pool.opening.saturating_sub(1);
         pool.retry_at = retry_at;
+        pool.unreachable = true;
         if let Place::Follower(address) = pool.key.place {
             self.ban(address);
-            self.detour_all(number, Reason::NoneWell);
+            return self.detour_all(number, Reason::NoneWell);
         }
+        self.hold_all(number);
     }
 
     /// A link has logged in.
@@ -110,6 +112,7 @@ impl Worker {
         let Some(number) = self.links.get(slot).map(|link| link.pool) else { return };
         let Some(pool) = self.pools.get_mut(number) else { return };
         pool.opening = pool.opening.saturating_sub(1);
+        pool.unreachable = false;
         *lock(&pool.budget.greeting) = Some(Arc::new(greeting));
         for Waiter { client: id, .. } in std::mem::take(&mut pool.greeting) {
             let waits =

@@ -21,7 +21,7 @@ use crate::routes::Reason;
 use crate::session::Reads;
 use crate::shared::{Budget, ClientId, Note, Place, PoolKey};
 use crate::stats::Stats;
-use crate::wire::messages::Complaint;
+use crate::wire::messages::{Complaint, Severity};
 
 /// Users and databases that a thread serves.
 const POOLS_MAX: usize = 1000;
@@ -58,6 +58,8 @@ pub(super) struct Pool {
     /// Tickets of this thread that are in the queue of all threads.
     tickets: usize,
     pub(super) retry_at: Option<Instant>,
+    /// The last attempt to reach the server failed.
+    pub(super) unreachable: bool,
     /// What the console has closed of the database.
     pub(super) gate: Arc<Gate>,
     /// What was done.
@@ -121,6 +123,7 @@ impl Worker {
             opening: 0,
             tickets: 0,
             retry_at: None,
+            unreachable: false,
             stats: Stats::new(self.now),
         });
         self.pool_numbers.insert(key, number);
@@ -155,6 +158,9 @@ impl Worker {
     }
 
     pub(super) fn wait_for_greeting(&mut self, pool: usize, client: ClientId) {
+        if let Err(complaint) = self.hold(client.slot, pool) {
+            return self.dismiss(client.slot, &Complaint { severity: Severity::Fatal, ..complaint });
+        }
         let due = self.now + self.settings.failover_hold;
         if let Some(pool) = self.pools.get_mut(pool) {
             pool.greeting.push_back(Waiter { client, since: self.now, due });
@@ -162,7 +168,7 @@ impl Worker {
         self.open_links(pool);
     }
 
-    /// Gives a client a link of a pool; false if it has to wait.
+    /// Gives a client a link of a pool, or has its round answered with an error; false if it has to wait.
     pub(super) fn take_link(&mut self, slot: usize, number: usize) -> bool {
         let serves = self.server_of(number).is_some();
         let (Some(client), Some(pool)) = (self.clients.get_mut(slot), self.pools.get_mut(number)) else {
@@ -179,6 +185,13 @@ impl Worker {
             }
             return true;
         }
+        if let Err(complaint) = self.hold(slot, number) {
+            self.refuse_round(slot, complaint);
+            return true;
+        }
+        let (Some(client), Some(pool)) = (self.clients.get_mut(slot), self.pools.get_mut(number)) else {
+            return false;
+        };
         client.waits = true;
         let most = match pool.key.place {
             Place::Leader => self.settings.failover_hold,
@@ -324,6 +337,7 @@ impl Worker {
                 self.clients.get_mut(id.slot).filter(|client| client.serial == id.serial && client.waits);
             let (Some(client), Some(link)) = (waits, self.links.get_mut(slot)) else { continue };
             client.waits = false;
+            client.hold = None;
             client.resumes = true;
             self.work.push_back(Work::Client(id.slot));
             if !client.errand.still_holds(now_ms) {
@@ -451,7 +465,7 @@ impl Worker {
         self.look_at_unsettled();
         for number in 0..self.pools.len() {
             match self.pools.get(number).map(|pool| pool.key.place) {
-                Some(Place::Leader) if !leads => {}
+                Some(Place::Leader) if !leads => self.hold_all(number),
                 Some(Place::Follower(_)) if self.server_of(number).is_none() => {
                     self.detour_all(number, Reason::NoneWell);
                 }

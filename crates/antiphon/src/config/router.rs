@@ -73,6 +73,8 @@ pub struct RouterConfig {
     pub clients_max: usize,
     /// How long a client waits for a leader or a free link.
     pub failover_hold: Duration,
+    /// How many wait at a time because nobody leads.
+    pub failover_hold_max: usize,
     /// How long a login may take.
     pub login_timeout: Duration,
     /// How clients prove who they are.
@@ -175,6 +177,7 @@ fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
     let server_lifetime = section.span("server_lifetime").unwrap_or(SERVER_LIFETIME);
     let clients_max = section.count("max_client_conn", 1, 1_000_000).unwrap_or(10_000);
     let failover_hold = section.span("failover_hold").unwrap_or(Duration::from_secs(30));
+    let failover_hold_max = section.count("failover_hold_max", 0, 1_000_000).unwrap_or(10_000);
     let login_timeout = section.span("client_login_timeout").unwrap_or(Duration::from_secs(60));
     if login_timeout.is_zero() {
         section.problem("client_login_timeout", "must be more than nothing");
@@ -209,6 +212,7 @@ fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
         server_lifetime,
         clients_max: usize::try_from(clients_max).unwrap_or(usize::MAX),
         failover_hold,
+        failover_hold_max: usize::try_from(failover_hold_max).unwrap_or(usize::MAX),
         login_timeout,
         authentication: authentication?,
         account,

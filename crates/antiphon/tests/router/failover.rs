@@ -195,3 +195,39 @@ async fn a_switchover_is_no_error_between_statements() {
     assert!(errors.iter().all(|error| error == "08007"), "{errors:?}\n{}", routed.log());
     assert!(errors.len() <= 3 * 8, "more errors than statements were in flight: {}", errors.len());
 }
+
+#[tokio::test]
+async fn no_more_clients_than_may_wait_for_a_leader_and_the_others_hear_it_at_once() {
+    let mut routed = Routed::start("held", 1, "  failover_hold_max: 3\n").await;
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        clients.push(routed.client().await);
+    }
+    routed.cluster.kill_node(0);
+    let mut asked = Vec::new();
+    for client in clients {
+        asked.push(tokio::spawn(async move {
+            loop {
+                let answer = client.simple_query("SELECT 1").await.map(drop);
+                // It reached the server while that died.
+                if !answer.as_ref().is_err_and(|error| code(error) == "08007") {
+                    return (client, answer);
+                }
+            }
+        }));
+    }
+    let refused = || asked.iter().filter(|asked| asked.is_finished()).count();
+    wait_until("two are refused", UP_WITHIN, async || refused() == 2).await;
+    routed.cluster.start_agent(0).unwrap();
+    let mut told = 0;
+    for asked in asked {
+        let (client, answer) = asked.await.unwrap();
+        if let Err(error) = answer {
+            assert_eq!(code(&error), "57P03", "{error:?}");
+            told += 1;
+        }
+        // Each kept its connection, and is served when there is a leader.
+        wait_until("it is served", UP_WITHIN, async || client.query_one("SELECT 1", &[]).await.is_ok()).await;
+    }
+    assert_eq!(told, 2, "{}", routed.log());
+}
