@@ -1,4 +1,4 @@
-//! Following the cluster: the events of every agent, and out of them where sessions go, to write and to read.
+//! Following the cluster: the events of every agent or what the servers say of themselves, and out of that where sessions go, to write and to read.
 //!
 //! All agents are followed at once, because any one of them may be cut off without knowing. What was known stays
 //! known while none answers: a leader is then taken to lead, and its server says if that is not so.
@@ -18,7 +18,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::feed::Feeds;
 use crate::positions::Reading;
-use crate::settings::{Account, Settings};
+use crate::servers;
+use crate::settings::{Account, Servers, Settings};
 use crate::shared::{Shared, Target};
 use crate::topology::{self, Leader, Member, Seen};
 
@@ -34,6 +35,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const EVENTS_MAX: usize = 64;
 /// The first byte of a complaint in TLS, which no answer in HTTP begins with.
 const ALERT: u8 = 0x15;
+/// Who speaks for servers that are asked themselves.
+const SERVERS: &str = "router.servers";
 /// How long a host name may take to be looked up.
 const RESOLVE_MAX: Duration = Duration::from_secs(2);
 
@@ -42,7 +45,7 @@ pub async fn run(shared: Arc<Shared>, target: watch::Sender<Target>) {
     let (tell, mut told) = mpsc::channel(EVENTS_MAX);
     let mut settings = shared.watch_settings();
     let mut agents = Agents::new(tell);
-    agents.follow(&settings.borrow_and_update().clone());
+    agents.follow(&shared, &settings.borrow_and_update().clone());
     let mut readers = Readers::new(&shared);
     let mut follows = Follows { shared, target, seen: BTreeMap::new(), resolved: None };
     loop {
@@ -58,8 +61,8 @@ pub async fn run(shared: Arc<Shared>, target: watch::Sender<Target>) {
                     return;
                 }
                 let settings = settings.borrow_and_update().clone();
-                agents.follow(&settings);
-                follows.forget(&settings.agents);
+                agents.follow(&follows.shared, &settings);
+                follows.forget(&settings);
                 readers = readers.change(&follows.shared);
                 follows.look(&mut readers).await;
             }
@@ -72,20 +75,28 @@ struct Agents {
     tell: mpsc::Sender<(String, News)>,
     tasks: JoinSet<()>,
     followed: Vec<String>,
+    asked: Option<Servers>,
 }
 
 impl Agents {
     fn new(tell: mpsc::Sender<(String, News)>) -> Self {
-        Self { tell, tasks: JoinSet::new(), followed: Vec::new() }
+        Self { tell, tasks: JoinSet::new(), followed: Vec::new(), asked: None }
     }
 
     /// Follows the agents of these settings. With TLS all are followed anew: its files may have changed.
-    fn follow(&mut self, settings: &Settings) {
-        if self.followed == settings.agents && settings.agents_tls.is_none() {
+    fn follow(&mut self, shared: &Arc<Shared>, settings: &Settings) {
+        let same = self.followed == settings.agents && self.asked == settings.servers;
+        if same && settings.agents_tls.is_none() {
             return;
         }
         self.tasks = JoinSet::new();
         self.followed.clone_from(&settings.agents);
+        self.asked.clone_from(&settings.servers);
+        if let Some(servers) = settings.servers.clone() {
+            let (tell, timeline) = (self.tell.clone(), shared.target().0.epoch);
+            let tell = async move |seen| tell.send((SERVERS.to_owned(), News::Event(seen))).await.is_ok();
+            self.tasks.spawn(servers::follow(shared.clone(), servers, timeline, tell));
+        }
         for agent in &settings.agents {
             self.tasks.spawn(follow(agent.clone(), settings.agents_tls.clone(), self.tell.clone()));
         }
@@ -116,10 +127,10 @@ impl Follows {
     }
 
     /// Agents that are not followed any more say nothing new; the newest that one of them said stays known.
-    fn forget(&mut self, agents: &[String]) {
+    fn forget(&mut self, settings: &Settings) {
         let newest = topology::newest(self.seen.values()).0;
         self.seen.retain(|agent, seen| {
-            let followed = agents.contains(agent);
+            let followed = settings.agents.contains(agent) || settings.servers.is_some();
             seen.live &= followed;
             followed || seen.epoch == newest
         });

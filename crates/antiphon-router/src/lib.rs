@@ -27,11 +27,13 @@ pub mod out;
 pub mod own;
 mod pace;
 pub mod parameters;
+pub mod plain;
 pub mod positions;
 mod reload;
 pub mod route;
 pub mod routes;
 pub mod scram;
+mod servers;
 pub mod session;
 pub mod settings;
 mod shared;
@@ -46,7 +48,7 @@ mod worker;
 
 pub use positions::Consistency;
 pub use settings::{
-    Account, AuthQuery, Authentication, ClientsTls, Console, Encryption, PoolMode, Reads, ServersTls,
-    Settings, Source, Wants,
+    Account, AuthQuery, Authentication, ClientsTls, Console, Encryption, PoolMode, Reads, Servers,
+    ServersTls, Settings, Source, Wants,
 };
 pub use start::{Handle, Router, StartError};

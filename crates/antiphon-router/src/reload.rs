@@ -31,8 +31,13 @@ pub async fn reload(shared: &Shared) -> Result<Vec<&'static str>, String> {
     })?;
     waits.extend(fixed(&shared.settings(), &next));
     let now = shared.settings();
-    let next =
-        Settings { listen: now.listen.clone(), threads: now.threads, scope: now.scope.clone(), ..next };
+    let (agents, servers) = match now.servers.is_some() == next.servers.is_some() {
+        true => (next.agents.clone(), next.servers.clone()),
+        // Epochs of a cluster and timelines of servers are not to be compared.
+        false => (now.agents.clone(), now.servers.clone()),
+    };
+    let (listen, threads, scope) = (now.listen.clone(), now.threads, now.scope.clone());
+    let next = Settings { listen, threads, scope, agents, servers, ..next };
     shared.set_settings(Arc::new(next));
     let (answer, taken) = oneshot::channel();
     let asker = Asker::Task(Mutex::new(Some(answer)));
@@ -58,6 +63,7 @@ fn fixed(now: &Settings, next: &Settings) -> Vec<&'static str> {
         ("router.listen", now.listen != next.listen),
         ("router.threads", now.threads != next.threads),
         ("scope", now.scope != next.scope),
+        ("router.servers", now.servers.is_some() != next.servers.is_some()),
     ];
     changed.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use antiphon_tls::{ClientTls, ServerTls};
 use tokio_postgres::Config;
 
+use crate::plain::Server;
 use crate::positions::Consistency;
 use crate::scram::Verifier;
 
@@ -22,6 +23,8 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// The members' APIs, as `host:port`; their events say who leads.
     pub agents: Vec<String>,
+    /// The servers themselves, if no agents say who of them leads.
+    pub servers: Option<Servers>,
     /// How the members' APIs are spoken to; none: in the clear.
     pub agents_tls: Option<ClientTls>,
     /// The name of the cluster whose events count.
@@ -56,6 +59,15 @@ pub struct Settings {
     pub clients_tls: Option<ClientsTls>,
     /// How servers are spoken to.
     pub servers_tls: ServersTls,
+}
+
+/// Servers that are asked who of them leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Servers {
+    /// All of them.
+    pub list: Vec<Server>,
+    /// The router's own account; one server that nobody can ask leads.
+    pub account: Option<Account>,
 }
 
 /// Who may use the console; with nobody there is none, and its databases are like any other.

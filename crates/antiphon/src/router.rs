@@ -10,8 +10,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use antiphon_router::plain::Server;
 use antiphon_router::{
-    Account, AuthQuery, Authentication, ClientsTls, Console, Reads, Router, ServersTls, Settings, Source,
+    Account, AuthQuery, Authentication, ClientsTls, Console, Reads, Router, Servers, ServersTls, Settings,
+    Source,
 };
 use antiphon_tls::{ClientTls, ServerTls, TlsError, days_left};
 use anyhow::Context;
@@ -76,6 +78,10 @@ fn settings(file: &RouterFile) -> anyhow::Result<Settings> {
         }
         (RouterAuthentication::Query(_), None) => anyhow::bail!("router.auth_user is missing"),
     };
+    let servers = config.servers.iter();
+    let servers = servers.map(|address| Server { host: address.host.clone(), port: address.port });
+    let servers =
+        (!config.servers.is_empty()).then(|| Servers { list: servers.collect(), account: account.clone() });
     let reads = config.reads.clone().zip(account).map(|(reads, account)| Reads {
         account,
         sessions: reads.sessions,
@@ -87,6 +93,7 @@ fn settings(file: &RouterFile) -> anyhow::Result<Settings> {
     Ok(Settings {
         listen: addresses(&config.listen, "router.listen")?,
         agents_tls: config.agents_tls.as_ref().map(ClientTls::load).transpose()?,
+        servers,
         agents: config.agents.iter().map(ToString::to_string).collect(),
         scope: file.scope.clone(),
         // Who is busier does more each time it wakes; and servers or applications want processors, too.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::{Show, Table};
 use crate::gates::Gates;
 use crate::orders::{PoolTold, Socket, Told};
+use crate::plain::Server;
 use crate::positions::{Follower, Reading};
 use crate::routes::Routes;
 use crate::settings::Settings;
@@ -386,9 +387,12 @@ fn config(settings: &Settings) -> Table {
     let reads = settings.reads.as_ref();
     let seconds = |time: Duration| time.as_secs_f64().to_string();
     let listen: Vec<String> = settings.listen.iter().map(ToString::to_string).collect();
+    let servers = settings.servers.iter().flat_map(|servers| &servers.list);
+    let servers: Vec<String> = servers.map(Server::name).collect();
     let rows = [
         ("listen", listen.join(","), ""),
         ("agents", settings.agents.join(","), ""),
+        ("servers", servers.join(","), ""),
         ("scope", settings.scope.clone().unwrap_or_default(), ""),
         ("threads", settings.threads.to_string(), ""),
         ("pool_mode", settings.pool_mode.word().to_owned(), "transaction"),

@@ -12,5 +12,6 @@ mod hostile;
 mod levels;
 mod reads;
 mod reload;
+mod servers;
 mod support;
 mod tls;

@@ -209,6 +209,30 @@ impl Another {
         Self { port, process, log: dir.join(format!("{name}.log")) }
     }
 
+    /// The same with another file; `LISTEN` in it becomes where it listens.
+    pub fn of_file(dir: &Path, name: &str, text: &str) -> Self {
+        let port = free_port();
+        let process = start_router(dir, name, &text.replace("LISTEN", &format!("127.0.0.1:{port}")));
+        Self { port, process, log: dir.join(format!("{name}.log")) }
+    }
+
+    /// A client of it, as soon as one is served.
+    pub async fn client(&self) -> Client {
+        let mut config = Config::new();
+        config.host("127.0.0.1").port(self.port).user("postgres").password(PASSWORD).dbname("postgres");
+        let until = Instant::now() + UP_WITHIN;
+        loop {
+            match config.connect(NoTls).await {
+                Ok((client, connection)) => {
+                    tokio::spawn(connection);
+                    return client;
+                }
+                Err(error) => assert!(Instant::now() < until, "no client is served: {error}: {}", self.log()),
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     /// All of its log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
