@@ -24,7 +24,7 @@ async fn servers_without_agents_are_followed_by_what_they_say() {
     );
     prepare(&cluster).await;
     let router = Another::of_file(&dir, "servers", &text);
-    let client = router.client().await;
+    let client = router.wait_for_client().await;
     client.batch_execute("CREATE TABLE t (n int PRIMARY KEY)").await.unwrap();
     let (mut acknowledged, mut unknown) = (Vec::new(), 0);
     for round in 0..3 {
@@ -100,7 +100,7 @@ async fn one_server_is_pooled_without_an_account_to_ask_it() {
     let router = Another::of_file(&dir, "one", &text);
     let mut clients = Vec::new();
     for _ in 0..20 {
-        clients.push(router.client().await);
+        clients.push(router.wait_for_client().await);
     }
     for client in &clients {
         client.batch_execute("SELECT 1").await.unwrap();

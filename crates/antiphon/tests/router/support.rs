@@ -217,7 +217,7 @@ impl Another {
     }
 
     /// A client of it, as soon as one is served.
-    pub async fn client(&self) -> Client {
+    pub async fn wait_for_client(&self) -> Client {
         let mut config = Config::new();
         config.host("127.0.0.1").port(self.port).user("postgres").password(PASSWORD).dbname("postgres");
         let until = Instant::now() + UP_WITHIN;
