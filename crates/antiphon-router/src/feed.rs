@@ -18,6 +18,7 @@ use crate::dial::{self, described};
 use crate::positions::{Feed, Follower, Reading, end_of_wal};
 use crate::settings::Account;
 use crate::shared::{Shared, lock};
+use crate::topology::Member;
 
 /// How often a server is sampled while a session waits for its position.
 const URGENT: Duration = Duration::from_millis(2);
@@ -94,7 +95,7 @@ impl Feeds {
         &mut self,
         epoch: u64,
         leader: Option<SocketAddr>,
-        followers: &[(String, SocketAddr)],
+        followers: &[(Member, SocketAddr)],
     ) -> Reading {
         let known = self.leader.take().filter(|(of, at, ..)| leader == Some(*at) && *of == epoch);
         self.leader = known.or_else(|| {
@@ -104,13 +105,20 @@ impl Feeds {
             let task = self.sampled(leader?, Sampled::Leader(feed.clone(), self.trail.clone()));
             Some((epoch, leader?, feed, task))
         });
-        let wanted = |name: &str, at: SocketAddr| followers.iter().any(|(n, a)| n == name && *a == at);
-        self.followers.retain(|name, (follower, _)| wanted(name, follower.address));
-        for (name, address) in followers {
-            if !self.followers.contains_key(name) {
-                let follower = Arc::new(Follower::new(name, *address, self.shared.feed_number()));
+        let wanted = |known: &Follower| {
+            followers.iter().any(|(member, address)| {
+                let same = *member.name == *known.name && *address == known.address;
+                same && member.zone.as_deref() == known.zone.as_deref() && member.weight == known.weight
+            })
+        };
+        self.followers.retain(|_, (follower, _)| wanted(follower));
+        for (member, address) in followers {
+            if !self.followers.contains_key(&member.name) {
+                let mut follower = Follower::new(&member.name, *address, self.shared.feed_number());
+                (follower.zone, follower.weight) = (member.zone.as_deref().map(Box::from), member.weight);
+                let follower = Arc::new(follower);
                 let task = self.sampled(*address, Sampled::Follower(follower.clone(), self.trail.clone()));
-                self.followers.insert(name.clone(), (follower, task));
+                self.followers.insert(member.name.clone(), (follower, task));
             }
         }
         Reading {

@@ -229,7 +229,7 @@ struct Followers {
     epoch: u64,
     leader: Option<SocketAddr>,
     members: Vec<Member>,
-    resolved: Vec<(String, SocketAddr)>,
+    resolved: Vec<(Member, SocketAddr)>,
     last: Reading,
 }
 
@@ -258,16 +258,16 @@ impl Followers {
         let mut resolved = Vec::new();
         for member in &members {
             let known = self.members.iter().find(|known| *known == member);
-            let address = known.and_then(|known| self.resolved.iter().find(|(name, _)| *name == known.name));
-            match address {
-                Some(known) => resolved.push(known.clone()),
+            let same = |(at, _): &&(Member, SocketAddr)| known.is_some_and(|known| at.name == known.name);
+            match self.resolved.iter().find(same) {
+                Some((_, address)) => resolved.push((member.clone(), *address)),
                 None => {
                     let address = resolve(shared, &member.host, member.port).await;
-                    resolved.extend(address.map(|address| (member.name.clone(), address)));
+                    resolved.extend(address.map(|address| (member.clone(), address)));
                 }
             }
         }
-        let names: Vec<&str> = resolved.iter().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<&str> = resolved.iter().map(|(member, _)| member.name.as_str()).collect();
         tracing::info!(epoch, followers = ?names, "reads may go to");
         (self.epoch, self.leader, self.members) = (epoch, target.leader, members);
         self.resolved = resolved;

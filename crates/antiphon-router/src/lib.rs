@@ -9,6 +9,7 @@
 //! and read only there or where the leader's history is followed; it repeats nothing whose outcome is unknown.
 
 pub mod answers;
+pub mod balance;
 mod catalogues;
 pub mod consistency;
 pub mod console;

@@ -145,6 +145,8 @@ impl Plain {
                 timeline: Some(said.timeline),
                 up: true,
                 serves_reads: true,
+                zone: None,
+                weight: 1,
             })
         });
         Seen {

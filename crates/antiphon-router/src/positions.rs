@@ -10,11 +10,16 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::balance::{self, Balance, Candidate};
 
 /// A sample that is older than this says nothing about whether the server is well, in milliseconds.
 const FRESH_MS: u64 = 500;
-/// How long a server is left alone that refused a connection, in milliseconds.
+/// How long a server is left alone that refused a connection, in milliseconds; twice as long each time that it does
+/// so again, and at most so long. After as long without that it begins anew.
 const BAN_MS: u64 = 500;
+const BAN_MS_MAX: u64 = 30_000;
 
 /// What is known of one server's position. Written by the feed alone, read by every thread.
 #[derive(Debug)]
@@ -31,6 +36,8 @@ pub struct Feed {
     lsn: AtomicU64,
     /// When it was answered, in milliseconds of the router's clock; 0 if the server is not well.
     at_ms: AtomicU64,
+    /// Since when it has been well without a break, by the same clock.
+    well_since_ms: AtomicU64,
     /// The server is believed to have all that its leader had at this time of the router's clock; 0 if unknown.
     as_of_ms: AtomicU64,
 }
@@ -54,6 +61,7 @@ impl Feed {
             done: zero(),
             lsn: zero(),
             at_ms: zero(),
+            well_since_ms: zero(),
             as_of_ms: zero(),
         }
     }
@@ -79,6 +87,9 @@ impl Feed {
         self.lsn.store(lsn, Ordering::SeqCst);
         self.done.store(sample, Ordering::SeqCst);
         self.as_of_ms.store(as_of_ms, Ordering::SeqCst);
+        if !self.is_fresh(now_ms) {
+            self.well_since_ms.store(now_ms, Ordering::SeqCst);
+        }
         self.at_ms.store(now_ms.max(1), Ordering::SeqCst);
     }
 
@@ -122,28 +133,57 @@ pub struct Follower {
     pub address: SocketAddr,
     /// How far it is.
     pub feed: Feed,
+    /// Its zone, if the member says so.
+    pub zone: Option<Box<str>>,
+    /// Its part of the reads.
+    pub weight: u32,
     /// Sessions that read there now, of all threads.
     pub busy: AtomicU32,
     banned_until_ms: AtomicU64,
+    /// How often it was left alone in a row.
+    bans: AtomicU32,
 }
 
 impl Follower {
     /// One that nobody reads from yet.
     pub fn new(name: &str, address: SocketAddr, feed: u64) -> Self {
-        let feed = Feed::new(feed);
         Self {
             name: name.into(),
             address,
-            feed,
+            feed: Feed::new(feed),
+            zone: None,
+            weight: 1,
             busy: AtomicU32::default(),
             banned_until_ms: AtomicU64::default(),
+            bans: AtomicU32::default(),
         }
     }
 
-    /// It refused a connection or broke one: it is left alone until it has been sampled again, for a while at least.
+    /// It refused a connection or broke one: it is left alone until it has been sampled again, for a while at least,
+    /// which is longer each time.
     pub fn ban(&self, now_ms: u64) {
         self.feed.lost();
-        self.banned_until_ms.store(now_ms + BAN_MS, Ordering::SeqCst);
+        let until = self.banned_until_ms.load(Ordering::SeqCst);
+        if until > now_ms {
+            // Several links break at a time.
+            return;
+        }
+        if until + BAN_MS_MAX < now_ms {
+            self.bans.store(0, Ordering::SeqCst);
+        }
+        let before = self.bans.fetch_add(1, Ordering::SeqCst).min(16);
+        self.banned_until_ms.store(now_ms + (BAN_MS << before).min(BAN_MS_MAX), Ordering::SeqCst);
+    }
+
+    /// Whether it is no farther behind its leader than that. While nobody leads there is nothing to be behind.
+    fn keeps_up(&self, leader: Option<&Feed>, balance: &Balance, now_ms: u64) -> bool {
+        let Some(leader) = leader.filter(|leader| leader.is_fresh(now_ms)) else { return true };
+        let within = |most: Duration| {
+            let as_of = self.feed.as_of_ms.load(Ordering::SeqCst);
+            as_of > 0 && u128::from(now_ms.saturating_sub(as_of)) <= most.as_millis()
+        };
+        let near = |most: u64| leader.lsn().saturating_sub(self.feed.lsn()) <= most;
+        balance.lag_max.is_none_or(within) && balance.lag_bytes_max.is_none_or(near)
     }
 
     /// Whether it answered a moment ago, and broke nothing since.
@@ -350,17 +390,20 @@ pub enum Choice {
     One(usize),
     /// To the leader: no follower is well.
     NoneWell,
+    /// To the leader: all that are well are too far behind for anybody.
+    Lagging,
     /// To the leader, or later: followers are well, and none is known to be far enough.
     NoneFarEnough,
 }
 
-/// Chooses a follower: of two at random among those that will do, the one with less to do.
+/// Chooses a follower among those that will do.
 pub fn choose(
     reading: &Reading,
     floors: &mut Floors,
     level: Consistency,
     now_ms: u64,
-    random: u32,
+    balance: &Balance,
+    random: u64,
 ) -> Choice {
     let floor = floors.of(level);
     floor.settle(reading);
@@ -373,18 +416,25 @@ pub fn choose(
         }
         Consistency::Eventual => true,
     };
-    let well = || reading.followers.iter().enumerate().filter(|(_, follower)| follower.is_well(now_ms));
-    let fitting = || well().filter(|(_, follower)| fits(follower));
-    let count = fitting().count();
-    if count == 0 {
-        return if well().next().is_some() { Choice::NoneFarEnough } else { Choice::NoneWell };
-    }
-    let (first, second) = (random as usize % count, (random >> 16) as usize % count);
-    let busy = |place: &usize| {
-        fitting().nth(*place).map_or(u32::MAX, |(_, follower)| follower.busy.load(Ordering::Relaxed))
+    let well = || {
+        let all = reading.followers.iter().enumerate();
+        all.filter(|(_, follower)| follower.weight > 0 && follower.is_well(now_ms))
     };
-    let place = [first, second].into_iter().min_by_key(busy).unwrap_or(first);
-    fitting().nth(place).map_or(Choice::NoneWell, |(place, _)| Choice::One(place))
+    let keeps_up = |follower: &Follower| follower.keeps_up(reading.leader.as_deref(), balance, now_ms);
+    let fitting = well().filter(|(_, follower)| keeps_up(follower) && fits(follower));
+    let candidates = fitting.map(|(place, follower)| Candidate {
+        place,
+        weight: follower.weight,
+        busy: follower.busy.load(Ordering::Relaxed),
+        near: balance.zone.is_some() && follower.zone.as_deref() == balance.zone.as_deref(),
+        well_for_ms: now_ms.saturating_sub(follower.feed.well_since_ms.load(Ordering::SeqCst)),
+    });
+    match balance::pick(&candidates, balance, random) {
+        Some(place) => Choice::One(place),
+        None if well().next().is_none() => Choice::NoneWell,
+        None if !well().any(|(_, follower)| keeps_up(follower)) => Choice::Lagging,
+        None => Choice::NoneFarEnough,
+    }
 }
 
 /// The end of the last record, out of where a leader would write the next one: at the start of a page that is

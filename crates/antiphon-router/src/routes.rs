@@ -19,6 +19,8 @@ pub enum Reason {
     Strong,
     /// No follower is well.
     NoneWell,
+    /// Every follower is farther behind than the file allows.
+    Lagging,
     /// No follower is known to have what the session must see.
     NoneFarEnough,
     /// A follower could not answer it.
@@ -30,7 +32,7 @@ pub enum Reason {
 }
 
 /// All reasons, in their order.
-const ALL: [Reason; 11] = [
+const ALL: [Reason; 12] = [
     Reason::Follower,
     Reason::Off,
     Reason::Pinned,
@@ -38,6 +40,7 @@ const ALL: [Reason; 11] = [
     Reason::NotWhole,
     Reason::Strong,
     Reason::NoneWell,
+    Reason::Lagging,
     Reason::NoneFarEnough,
     Reason::Refused,
     Reason::Busy,
@@ -55,6 +58,7 @@ impl Reason {
             Self::NotWhole => "not_whole",
             Self::Strong => "strong",
             Self::NoneWell => "none_well",
+            Self::Lagging => "lagging",
             Self::NoneFarEnough => "none_far_enough",
             Self::Refused => "refused",
             Self::Busy => "busy",

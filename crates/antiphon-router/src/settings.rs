@@ -8,6 +8,7 @@ use std::time::Duration;
 use antiphon_tls::{ClientTls, ServerTls};
 use tokio_postgres::Config;
 
+use crate::balance::Balance;
 use crate::plain::Server;
 use crate::positions::Consistency;
 use crate::scram::Verifier;
@@ -161,6 +162,8 @@ pub struct Reads {
     pub databases: HashMap<String, Wants>,
     /// How long a read waits for a follower before it goes to the leader.
     pub causal_wait: Duration,
+    /// How reads are spread over followers.
+    pub balance: Balance,
 }
 
 impl Reads {
@@ -265,6 +268,7 @@ mod tests {
             users: [("anna".to_owned(), wants(Some(Consistency::Eventual), None))].into(),
             databases: [("app".to_owned(), wants(Some(Consistency::Monotonic), Some(true)))].into(),
             causal_wait: Duration::ZERO,
+            balance: Balance::default(),
         };
         assert_eq!(reads.wants("anna", "app"), wants(Some(Consistency::Eventual), Some(true)));
         assert_eq!(reads.wants("eve", "app"), wants(Some(Consistency::Monotonic), Some(true)));

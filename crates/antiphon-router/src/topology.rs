@@ -7,6 +7,9 @@
 
 use serde_json::Value;
 
+/// The largest weight.
+pub const WEIGHT_MAX: u32 = 1000;
+
 /// What one agent said last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -52,6 +55,10 @@ pub struct Member {
     pub up: bool,
     /// It may be read from (the tag `noloadbalance` is not set).
     pub serves_reads: bool,
+    /// Where it is (the tag `zone`).
+    pub zone: Option<String>,
+    /// Its part of the reads, next to the others' (the tag `read_weight`).
+    pub weight: u32,
 }
 
 impl Seen {
@@ -77,7 +84,11 @@ impl Member {
     fn of_row(row: &Value) -> Option<Self> {
         let (name, host, port) = address(row)?;
         let state = row.get("state").and_then(Value::as_str);
-        let tag = row.get("tags").and_then(|tags| tags.get("noloadbalance"));
+        let tag = |name: &str| row.get("tags").and_then(|tags| tags.get(name));
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let weight = tag("read_weight").and_then(|weight| text(weight).parse().ok());
+        let zone = tag("zone").map(text);
+        let tag = tag("noloadbalance");
         let kept_out = tag.is_some_and(|tag| *tag != Value::Bool(false));
         (row.get("role").and_then(Value::as_str) != Some("leader")).then_some(Self {
             name,
@@ -86,6 +97,8 @@ impl Member {
             timeline: row.get("timeline").and_then(Value::as_u64),
             up: matches!(state, Some("running" | "streaming")),
             serves_reads: !kept_out,
+            zone,
+            weight: weight.unwrap_or(1).min(WEIGHT_MAX),
         })
     }
 }
@@ -236,7 +249,15 @@ mod tests {
         assert!(followers([&a, &b].into_iter(), 4, leader.as_ref(), &[]).is_empty());
         a.live = false;
         assert_eq!(names(&followers([&a, &b].into_iter(), 4, leader.as_ref(), &[])), ["a"]);
-        let row = json!({ "name": "a", "host": "h", "port": 1, "role": "replica", "tags": { "noloadbalance": true } });
-        assert!(!Member::of_row(&row).unwrap().serves_reads);
+        let row =
+            |tags: Value| json!({ "name": "a", "host": "h", "port": 1, "role": "replica", "tags": tags });
+        let member = |tags: Value| Member::of_row(&row(tags)).unwrap();
+        assert!(!member(json!({ "noloadbalance": true })).serves_reads);
+        let plain = member(json!({ "nofailover": true }));
+        assert!(plain.serves_reads && plain.zone.is_none() && plain.weight == 1);
+        let tagged = member(json!({ "zone": "eu-1", "read_weight": "3" }));
+        assert_eq!((tagged.zone.as_deref(), tagged.weight), (Some("eu-1"), 3));
+        assert_eq!(member(json!({ "zone": 1, "read_weight": 0 })).weight, 0);
+        assert_eq!(member(json!({ "read_weight": 99_999 })).weight, WEIGHT_MAX);
     }
 }

@@ -88,6 +88,7 @@ fn settings(file: &RouterFile) -> anyhow::Result<Settings> {
         users: reads.users,
         databases: reads.databases,
         causal_wait: reads.causal_wait,
+        balance: reads.balance,
     });
     let (clients_tls, servers_tls) = tls(config)?;
     Ok(Settings {

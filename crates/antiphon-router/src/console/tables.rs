@@ -368,6 +368,8 @@ fn followers(facts: &Facts<'_>) -> Table {
         ("usable", Text),
         ("reads", Int),
         ("replay_lsn", Text),
+        ("zone", Text),
+        ("weight", Int),
     ];
     let row = |follower: &Arc<Follower>| {
         let lsn = follower.feed.lsn();
@@ -378,6 +380,8 @@ fn followers(facts: &Facts<'_>) -> Table {
             text(if follower.is_well(facts.now_ms) { "yes" } else { "no" }),
             text(follower.busy.load(Ordering::Relaxed)),
             text(format!("{:X}/{:X}", lsn >> 32, lsn & 0xffff_ffff)),
+            follower.zone.as_deref().map(str::to_owned),
+            text(follower.weight),
         ]
     };
     Table { columns, rows: facts.reading.followers.iter().map(row).collect() }

@@ -2,6 +2,16 @@
 
 use super::*;
 
+/// Where a read goes if nothing else is asked of the balance.
+fn choose(reading: &Reading, floors: &mut Floors, level: Consistency, now_ms: u64, random: u64) -> Choice {
+    super::choose(reading, floors, level, now_ms, &Balance::default(), random)
+}
+
+/// The chance by which one of three is drawn.
+fn third(of: u64) -> u64 {
+    (of << 32) / 3 + 1
+}
+
 /// A cluster by its true positions; samples are taken and answered when the test says so.
 struct World {
     reading: Reading,
@@ -47,7 +57,7 @@ impl World {
     fn chosen(&mut self, level: Consistency) -> Option<usize> {
         match choose(&self.reading, &mut self.floor, level, 1, 0) {
             Choice::One(place) => Some(place),
-            Choice::NoneWell | Choice::NoneFarEnough => None,
+            Choice::NoneWell | Choice::Lagging | Choice::NoneFarEnough => None,
         }
     }
 
@@ -111,9 +121,15 @@ fn reads_do_not_go_back_between_followers() {
     world.sample(0, 150);
     let both: std::collections::BTreeSet<usize> = (0..4u32)
         .filter_map(|n| {
-            match choose(&world.reading, &mut world.floor, Consistency::Monotonic, 1, n | n << 16) {
+            match choose(
+                &world.reading,
+                &mut world.floor,
+                Consistency::Monotonic,
+                1,
+                u64::from(n) << 30 | u64::from(n) << 62,
+            ) {
                 Choice::One(place) => Some(place),
-                Choice::NoneWell | Choice::NoneFarEnough => None,
+                Choice::NoneWell | Choice::Lagging | Choice::NoneFarEnough => None,
             }
         })
         .collect();
@@ -181,15 +197,72 @@ fn levels_ask_for_less() {
 }
 
 #[test]
+fn who_is_too_far_behind_is_left_out_as_long_as_there_is_a_leader_to_be_behind() {
+    let mut world = World::new(2);
+    let now = 5000;
+    let answered = |feed: &Feed, lsn, as_of| feed.answered(feed.begin(), lsn, as_of, now);
+    answered(world.reading.leader.as_ref().unwrap(), 1000, 0);
+    answered(&world.reading.followers[0].feed, 400, 1000);
+    answered(&world.reading.followers[1].feed, 990, 4990);
+    let chosen = |world: &mut World, balance: &Balance, random: u64| match super::choose(
+        &world.reading,
+        &mut world.floor,
+        Consistency::Eventual,
+        now,
+        balance,
+        random,
+    ) {
+        Choice::One(place) => Ok(place),
+        other => Err(format!("{other:?}")),
+    };
+    let bytes = Balance { lag_bytes_max: Some(500), ..Balance::default() };
+    let time = Balance { lag_max: Some(Duration::from_secs(1)), ..Balance::default() };
+    for balance in [&bytes, &time] {
+        assert_eq!(chosen(&mut world, balance, 0), Ok(1));
+        assert_eq!(chosen(&mut world, balance, u64::MAX), Ok(1));
+    }
+    let strict = Balance { lag_bytes_max: Some(5), ..Balance::default() };
+    assert_eq!(chosen(&mut world, &strict, 0), Err("Lagging".to_owned()));
+    world.reading.leader = None;
+    assert_eq!(chosen(&mut world, &strict, 0), Ok(0), "reads go on while nobody leads");
+}
+
+#[test]
+fn who_breaks_again_and_again_is_left_alone_for_longer_each_time() {
+    let follower = Follower::new("n", ([127, 0, 0, 1], 1).into(), 1);
+    let mut now = 100;
+    let breaks = |now: &mut u64| {
+        follower.ban(*now);
+        follower.ban(*now + 1);
+        let began = *now;
+        while !{
+            follower.feed.answered(follower.feed.begin(), 1, 0, *now);
+            follower.is_well(*now)
+        } {
+            *now += 100;
+        }
+        *now - began
+    };
+    let times: Vec<u64> = (0..9).map(|_| breaks(&mut now)).collect();
+    assert_eq!(times, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
+    now += 2 * BAN_MS_MAX;
+    assert_eq!(breaks(&mut now), 500, "all is forgiven after a while");
+}
+
+#[test]
 fn the_one_with_less_to_do_is_chosen_of_two() {
     let mut world = World::new(3);
     (0..3).for_each(|n| world.sample(n, 1));
     world.reading.followers[1].busy.store(5, Ordering::Relaxed);
     let mut counts = [0; 3];
     for n in 0..9 {
-        if let Choice::One(place) =
-            choose(&world.reading, &mut world.floor, Consistency::Eventual, 1, (n % 3) | (n / 3) << 16)
-        {
+        if let Choice::One(place) = choose(
+            &world.reading,
+            &mut world.floor,
+            Consistency::Eventual,
+            1,
+            third(n % 3) | third(n / 3) << 32,
+        ) {
             counts[place] += 1;
         }
     }
@@ -286,13 +359,13 @@ fn histories(level: Consistency) {
                     replayed[1] = 10;
                     world.reading.followers[1].feed.lost();
                 }
-                _ => match choose(&world.reading, &mut world.floor, level, 1, 1 << 16) {
+                _ => match choose(&world.reading, &mut world.floor, level, 1, 1 << 63) {
                     Choice::One(place) => {
                         assert!(replayed[place] >= seen, "history {history}");
                         seen = replayed[place];
                         world.read(place);
                     }
-                    Choice::NoneWell | Choice::NoneFarEnough => {
+                    Choice::NoneWell | Choice::Lagging | Choice::NoneFarEnough => {
                         seen = leader;
                         world.floor.used_leader(&world.reading, true);
                     }

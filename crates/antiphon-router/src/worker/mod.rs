@@ -79,6 +79,18 @@ enum Work {
     Close(usize, u64),
 }
 
+/// Chance of the cheap kind (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+}
+
 /// A thread.
 pub struct Worker {
     number: u16,
@@ -107,7 +119,7 @@ pub struct Worker {
     reading: Arc<Reading>,
     /// Reads that wait for a position, by the time until which they do; first the first.
     late: VecDeque<(Instant, ClientId)>,
-    random: u32,
+    random: Random,
     silence_at: Instant,
     retire_at: Instant,
     now: Instant,
@@ -142,7 +154,7 @@ impl Worker {
             target,
             reading,
             late: VecDeque::new(),
-            random: u32::from(number) + 1,
+            random: Random(u64::from(number)),
             silence_at: Instant::now(),
             retire_at: Instant::now(),
             settings: shared.settings(),

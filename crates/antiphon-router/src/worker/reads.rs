@@ -64,7 +64,11 @@ impl Worker {
                 client.errand = Errand::Leader;
                 client.session.reads = Reads::No;
                 client.session.only_reads = match reason {
-                    Reason::Strong | Reason::NoneWell | Reason::NoneFarEnough | Reason::Busy => true,
+                    Reason::Strong
+                    | Reason::NoneWell
+                    | Reason::NoneFarEnough
+                    | Reason::Lagging
+                    | Reason::Busy => true,
                     Reason::Follower
                     | Reason::Off
                     | Reason::Pinned
@@ -133,9 +137,11 @@ impl Worker {
         }
         let now_ms = self.shared.ms_of(self.now);
         self.shared.pace.wish(Wish::Read, now_ms);
-        self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let (level, random) = (session.consistency, self.random >> 8);
-        match choose(&self.reading, &mut session.floor, level, now_ms, random) {
+        let (level, random) = (session.consistency, self.random.next());
+        let Some(balance) = self.settings.reads.as_ref().map(|reads| &reads.balance) else {
+            return Route::Leader(Reason::Off);
+        };
+        match choose(&self.reading, &mut session.floor, level, now_ms, balance, random) {
             Choice::One(place) => {
                 client.wait_until = None;
                 let follower = self.reading.followers.get(place).cloned();
@@ -146,6 +152,7 @@ impl Worker {
                 }
             }
             Choice::NoneWell => Route::Leader(Reason::NoneWell),
+            Choice::Lagging => Route::Leader(Reason::Lagging),
             Choice::NoneFarEnough => {
                 self.shared.pace.wish(Wish::Urgent, now_ms);
                 self.wait_or_go(slot)
@@ -192,14 +199,18 @@ impl Worker {
     /// Reads that wait for a position go on if there is one now, or they have waited long enough.
     pub(super) fn serve_late(&mut self) {
         let now_ms = self.shared.ms_of(self.now);
+        let settings = self.settings.clone();
+        let reads = settings.reads.as_ref();
         for (until, id) in std::mem::take(&mut self.late) {
             let waits = |client: &&mut super::Client| {
                 client.serial == id.serial && client.waits && client.wait_until == Some(until)
             };
             let Some(client) = self.clients.get_mut(id.slot).filter(waits) else { continue };
             let session = &mut client.session;
-            let choice = choose(&self.reading, &mut session.floor, session.consistency, now_ms, 0);
-            if until > self.now && matches!(choice, Choice::NoneFarEnough) {
+            let choice = reads.map(|reads| {
+                choose(&self.reading, &mut session.floor, session.consistency, now_ms, &reads.balance, 0)
+            });
+            if until > self.now && matches!(choice, Some(Choice::NoneFarEnough)) {
                 self.late.push_back((until, id));
                 continue;
             }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
+use antiphon_router::balance::Balance;
 use antiphon_router::scram::Verifier;
 use antiphon_router::{PoolMode, Wants};
 use antiphon_tls::ClientFiles;
@@ -122,6 +123,8 @@ pub struct RouterReads {
     pub databases: HashMap<String, Wants>,
     /// How long a read waits for a follower before it goes to the leader.
     pub causal_wait: Duration,
+    /// How reads are spread over followers.
+    pub balance: Balance,
 }
 
 /// How clients prove who they are.
@@ -301,7 +304,25 @@ fn reads(section: &Section<'_>) -> Option<RouterReads> {
             "is followers, and needs auth_user: the account with which the router asks servers how far they are",
         );
     }
-    followers.then_some(RouterReads { sessions, users, databases, causal_wait })
+    let balance = balance(section);
+    followers.then_some(RouterReads { sessions, users, databases, causal_wait, balance })
+}
+
+/// How reads are spread over followers.
+fn balance(section: &Section<'_>) -> Balance {
+    let standard = Balance::default();
+    let bytes = |text: &str| {
+        let value = serde_json::Value::String(text.to_owned());
+        let bytes = antiphon_core::settings::bytes(&value).and_then(|bytes| u64::try_from(bytes).ok());
+        bytes.ok_or_else(|| "is not a number of bytes like 16MB".to_owned())
+    };
+    Balance {
+        zone: section.text("zone"),
+        zone_busy_max: section.count("zone_busy_max", 0, 1_000_000).unwrap_or(standard.zone_busy_max),
+        lag_max: section.span("lag_max"),
+        lag_bytes_max: section.parsed("lag_bytes_max", bytes),
+        slow_start: section.span("slow_start").unwrap_or(standard.slow_start),
+    }
 }
 
 /// What sessions ask unless they say.

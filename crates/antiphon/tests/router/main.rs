@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed assumption of a test is a failed test")]
 
+mod balance;
 mod carries;
 mod console;
 mod failover;

@@ -77,6 +77,26 @@ fn users_and_databases_ask_for_what_they_like() {
 }
 
 #[test]
+fn reads_are_spread_as_the_file_says() {
+    let section =
+        "router:\n  listen: 127.0.0.1\n  agents: [a]\n  auth_user: router\n  read_from: followers\n";
+    let standard = read(section).unwrap().unwrap().router.reads.unwrap();
+    assert_eq!(standard.balance, Balance::default());
+    let more = "  zone: eu-1\n  zone_busy_max: 5\n  lag_max: 2s\n  lag_bytes_max: 16MB\n  slow_start: 0\n";
+    let balance = read(&format!("{section}{more}")).unwrap().unwrap().router.reads.unwrap().balance;
+    let wanted = Balance {
+        zone: Some("eu-1".to_owned()),
+        zone_busy_max: 5,
+        lag_max: Some(Duration::from_secs(2)),
+        lag_bytes_max: Some(16 << 20),
+        slow_start: Duration::ZERO,
+    };
+    assert_eq!(balance, wanted);
+    let told = read(&format!("{section}  lag_bytes_max: -1\n")).unwrap_err();
+    assert!(told.contains("router.lag_bytes_max: \"-1\" is not a number of bytes like 16MB"), "{told}");
+}
+
+#[test]
 fn tls_goes_by_the_names_that_pgbouncer_gave_it() {
     let section = "router:\n  listen: 127.0.0.1\n  agents: [a]\n  auth_user: router\n";
     let plain = read(section).unwrap().unwrap().router;
