@@ -6,12 +6,14 @@
 
 pub mod announcement;
 pub mod apply;
+pub mod body;
 pub mod dsn;
 pub mod link;
 pub mod manage;
 pub mod members;
 pub mod metrics;
 pub mod name;
+pub mod net;
 pub mod node;
 pub mod pgoutput;
 pub mod row;

@@ -12,11 +12,10 @@ use crate::apply::{Applier, ApplyError, Identity, Resume};
 use crate::dsn::Dsn;
 use crate::manage::id;
 use crate::members::{self, Member, Names};
-use crate::pgoutput::{Decoder, StreamError};
 use crate::session::Session;
 use crate::shape::{CATALOGUE, Shape};
 use crate::standing::{Standing, State};
-use crate::transaction::{Assembler, OutOfOrder, Transaction};
+use crate::transaction::{Assembler, Nonsense, Steps, Transaction};
 use crate::wire::replication::{Frame, Replication};
 use crate::wire::{Connection, Kind, WireError};
 
@@ -55,21 +54,13 @@ pub enum LinkError {
     /// A change could not be applied.
     #[error(transparent)]
     Apply(#[from] ApplyError),
-    /// The source sends what no server sends.
+    /// The source sends what no server sends, or it could not be kept.
     #[error("the stream of node {node} makes no sense: {error}")]
     Stream {
         /// The source.
         node: String,
         /// What it sent.
-        error: StreamError,
-    },
-    /// The source's messages cannot follow each other.
-    #[error("the stream of node {node} makes no sense: {error}")]
-    Order {
-        /// The source.
-        node: String,
-        /// Why not.
-        error: OutOfOrder,
+        error: Nonsense,
     },
     /// Its clock is too far ahead.
     #[error("the clock of node {node} is {} ms ahead of ours: set the clocks right; its changes wait here until ours has caught up", ahead.as_millis())]
@@ -133,7 +124,6 @@ struct Flow<'a> {
     ends: &'a Ends,
     standing: &'a Standing,
     stream: Replication,
-    decoder: Decoder,
     assembler: Assembler,
     applier: Applier,
     /// Everything before here was received and, if it had something for us, applied.
@@ -149,7 +139,6 @@ async fn once(ends: &Ends, standing: &Standing) -> Result<std::convert::Infallib
     let session = Session::open(&ends.local, &ends.names.origin(ends.source.id)).await?;
     let members = members::read(&control).await?;
     let seen = seen_at_first(&members, ends.source.id);
-    let applier = Applier::new(session, identity, tables, seen, from);
     drop(control);
 
     let mut connection =
@@ -162,19 +151,23 @@ async fn once(ends: &Ends, standing: &Standing) -> Result<std::convert::Infallib
         _ => 2,
     };
     let (number, publication) = (protocol.to_string(), format!("\"{}\"", ends.names.publication()));
-    let mut options =
-        vec![("proto_version", number.as_str()), ("publication_names", &publication), ("messages", "true")];
+    let mut options = vec![
+        ("proto_version", number.as_str()),
+        ("publication_names", &publication),
+        ("messages", "true"),
+        ("streaming", "true"),
+    ];
     if version >= FILTERS_ORIGIN {
         options.push(("origin", "none"));
     }
     let stream = Replication::start(connection, &ends.names.slot(ends.own), progress, &options).await?;
+    let applier = Applier::new(session, identity, tables, Steps::new(protocol), seen, from);
     let batch = Vec::with_capacity(BATCH_MAX);
     let mut flow = Flow {
         ends,
         standing,
         stream,
-        decoder: Decoder::new(protocol),
-        assembler: Assembler::default(),
+        assembler: Assembler::new(protocol),
         applier,
         received: progress,
         batch,
@@ -216,12 +209,9 @@ impl Flow<'_> {
         let node = || self.ends.source.name.clone();
         match frame {
             Frame::Data { data, .. } => {
-                let decoded =
-                    self.decoder.decode(data).map_err(|error| LinkError::Stream { node: node(), error })?;
-                let whole = self.assembler.take(decoded.message);
-                let whole = whole.map_err(|error| LinkError::Order { node: node(), error })?;
-                // What others wrote comes from them. Older servers send it all the same.
-                self.batch.extend(whole.filter(|whole| whole.forwarded_from.is_none()));
+                let whole = self.assembler.take(data);
+                let whole = whole.map_err(|error| LinkError::Stream { node: node(), error })?;
+                self.batch.extend(whole);
                 Ok(false)
             }
             Frame::Keepalive { end, reply_now } => {
@@ -239,7 +229,8 @@ impl Flow<'_> {
         let end = last.end;
         let latest = self.batch.iter().map(|whole| whole.committed_at).max();
         self.wait_for_clock(latest.unwrap_or(CommitTime::UNKNOWN)).await?;
-        let applied = self.applier.apply(&self.batch).await?;
+        let settled = self.standing.reached().of_all_but(&[self.ends.source.id]);
+        let applied = self.applier.apply(&mut self.batch, settled).await?;
         self.batch.clear();
         self.received = self.received.max(end);
         let node = self.ends.source.id;

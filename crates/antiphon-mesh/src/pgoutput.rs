@@ -271,6 +271,11 @@ impl Decoder {
         Self { protocol, in_stream: false }
     }
 
+    /// The same, inside a piece of a transaction in progress.
+    pub fn inside_stream(protocol: u8) -> Self {
+        Self { protocol, in_stream: true }
+    }
+
     /// Decodes a message.
     ///
     /// # Errors

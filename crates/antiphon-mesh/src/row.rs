@@ -35,6 +35,8 @@ pub enum Op {
         /// What it was, if the log says all of it.
         old: Option<Vec<Text>>,
     },
+    /// No rows at all.
+    Truncate,
 }
 
 /// Why a change does not fit the table here.
@@ -95,7 +97,8 @@ impl Mapping {
         let table = || here.table().to_string();
         let there = |name: &str| relation.columns.iter().position(|column| column.name == name);
         for column in &relation.columns {
-            if !here.columns.iter().any(|ours| ours.name == column.name) {
+            let known = here.columns.iter().any(|ours| ours.name == column.name);
+            if !known && !here.generated.contains(&column.name) {
                 return Err(Misfit::NoColumn { table: table(), column: column.name.clone() });
             }
         }
@@ -174,6 +177,7 @@ impl Op {
                 shape.key.iter().map(|at| row[*at].clone()).collect()
             }
             Self::Delete { key, .. } => key.clone(),
+            Self::Truncate => Vec::new(),
         }
     }
 }

@@ -63,6 +63,18 @@ pub struct Outcome {
     pub error: Option<ServerError>,
 }
 
+impl Outcome {
+    fn note(&mut self, message: Message) {
+        match message {
+            Message::CommandComplete(body) if body.tag().is_ok_and(|tag| tag == "COMMIT") => {
+                self.committed += 1;
+            }
+            Message::ErrorResponse(body) => self.error = self.error.take().or(Some(ServerError::from(&body))),
+            _ => {}
+        }
+    }
+}
+
 /// A session that applies changes.
 #[derive(Debug)]
 pub struct Session {
@@ -71,6 +83,9 @@ pub struct Session {
     statements: HashMap<String, Statement>,
     formats: Vec<i16>,
     numbers: Vec<u8>,
+    outcome: Outcome,
+    /// Something was put and its answers have not all been read.
+    in_flight: bool,
 }
 
 impl Session {
@@ -83,16 +98,30 @@ impl Session {
         let set_up = format!("SELECT pg_catalog.pg_replication_origin_session_setup({})", Literal(origin));
         connection.query(&set_up).await?;
         let (reader, writer) = connection.split();
-        Ok(Self { reader, writer, statements: HashMap::new(), formats: Vec::new(), numbers: Vec::new() })
+        Ok(Self {
+            reader,
+            writer,
+            statements: HashMap::new(),
+            formats: Vec::new(),
+            numbers: Vec::new(),
+            outcome: Outcome::default(),
+            in_flight: false,
+        })
     }
 
-    /// The statement with this text, prepared at its first use. Not while others are in flight.
+    /// The statement with this text, prepared at its first use; what is in flight is waited for then.
     ///
     /// # Errors
-    /// If the server refuses it.
+    /// If the server refuses it, or has refused something that was in flight.
     pub async fn prepare(&mut self, sql: &str) -> Result<Statement, WireError> {
         if let Some(statement) = self.statements.get(sql) {
             return Ok(*statement);
+        }
+        if self.in_flight {
+            let outcome = self.run().await?;
+            if let Some(error) = outcome.error {
+                return Err(WireError::from(Box::new(error)));
+            }
         }
         let number = u32::try_from(self.statements.len()).expect("fewer statements than tables times ten");
         self.writer.parse(&name_of(number), sql, &[])?;
@@ -129,6 +158,7 @@ impl Session {
         });
         self.writer.bind(&name_of(statement.0), &self.formats, values)?;
         self.writer.execute();
+        self.in_flight = true;
         Ok(())
     }
 
@@ -138,28 +168,42 @@ impl Session {
         self.writer.len()
     }
 
+    /// Sends what was put so far; false once the server has refused something, which makes the rest pointless.
+    ///
+    /// # Errors
+    /// If the connection fails.
+    pub async fn push(&mut self) -> Result<bool, WireError> {
+        let (reader, writer, outcome) = (&mut self.reader, &mut self.writer, &mut self.outcome);
+        loop {
+            // A server that cannot send its answers stops reading, so they are read meanwhile.
+            tokio::select! {
+                sent = writer.flush() => {
+                    sent?;
+                    return Ok(outcome.error.is_none());
+                }
+                message = reader.next() => outcome.note(message?),
+            }
+        }
+    }
+
     /// Sends what was put, which is whole transactions, and waits until the server is through with it.
     ///
     /// # Errors
     /// If the connection fails. What the server refuses is in the outcome.
     pub async fn run(&mut self) -> Result<Outcome, WireError> {
         self.writer.sync();
-        let (reader, writer) = (&mut self.reader, &mut self.writer);
+        let (reader, writer, outcome) = (&mut self.reader, &mut self.writer, &mut self.outcome);
         let read = async {
-            let mut outcome = Outcome::default();
             loop {
                 match reader.next().await? {
-                    Message::ReadyForQuery(_) => return Ok(outcome),
-                    Message::CommandComplete(body) if body.tag().is_ok_and(|tag| tag == "COMMIT") => {
-                        outcome.committed += 1;
-                    }
-                    Message::ErrorResponse(body) => outcome.error = outcome.error.or(Some(body.into())),
-                    _ => {}
+                    Message::ReadyForQuery(_) => return Ok(()),
+                    message => outcome.note(message),
                 }
             }
         };
-        let (outcome, ()) = tokio::try_join!(read, writer.flush())?;
-        Ok(outcome)
+        tokio::try_join!(read, writer.flush())?;
+        self.in_flight = false;
+        Ok(std::mem::take(&mut self.outcome))
     }
 
     /// Runs one statement and waits for what it gives.
@@ -194,6 +238,7 @@ impl Session {
             }
         };
         let (answer, ()) = tokio::try_join!(read, writer.flush())?;
+        self.in_flight = false;
         Ok(answer)
     }
 }

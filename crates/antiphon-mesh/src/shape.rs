@@ -25,6 +25,8 @@ pub struct Shape {
     pub resolver: serde_json::Value,
     /// Its columns that can be written: generated ones are not among them.
     pub columns: Vec<Column>,
+    /// Its columns that this server computes: what others computed is passed over.
+    pub generated: Vec<String>,
     /// Which of `columns` are the primary key, in the key's order.
     pub key: Vec<usize>,
 }
@@ -37,6 +39,8 @@ pub struct Column {
     /// Its type, fit for a statement.
     #[serde(rename = "type")]
     pub type_name: String,
+    /// It is of an array type, or a domain over one.
+    pub array: bool,
     /// It is `GENERATED ALWAYS AS IDENTITY`: an UPDATE cannot set it.
     pub identity_always: bool,
     /// What compares two of its values in the primary key's sense, fit for a statement; none outside the key.
@@ -201,6 +205,125 @@ impl Shape {
         format!("ON CONFLICT ({}) DO UPDATE SET {key} = excluded.{key}", self.names(self.key.iter().copied()))
     }
 
+    /// `unnest(...) AS x(c0, c1, ...)`, of arrays of these columns' values as the parameters from the first on.
+    fn unnest(&self, columns: &[usize]) -> String {
+        let arrays = columns.iter().enumerate().map(|(nth, at)| {
+            let column = &self.columns[*at];
+            // An array of arrays would be taken apart to its elements: those go as texts.
+            let element = if column.array { "text" } else { &column.type_name };
+            format!("${}::{element}[]", nth + 1)
+        });
+        let names = columns.iter().map(|at| format!("c{at}"));
+        let (arrays, names) = (arrays.collect::<Vec<_>>().join(", "), names.collect::<Vec<_>>().join(", "));
+        format!("unnest({arrays}) AS x({names})")
+    }
+
+    fn unnested(&self, at: usize) -> String {
+        let column = &self.columns[at];
+        if column.array { format!("x.c{at}::{}", column.type_name) } else { format!("x.c{at}") }
+    }
+
+    /// `t.key = x.key AND ...`.
+    fn key_is_unnested(&self) -> String {
+        let equal = |at: &usize| {
+            let column = &self.columns[*at];
+            let operator = column.equals.as_deref().unwrap_or("OPERATOR(pg_catalog.=)");
+            format!("t.{} {operator} {}", Quoted(&column.name), self.unnested(*at))
+        };
+        self.key.iter().map(equal).collect::<Vec<_>>().join(" AND ")
+    }
+
+    /// Writes many rows that are not there. Parameters: an array for each column.
+    #[must_use]
+    pub fn insert_many(&self) -> String {
+        let all: Vec<usize> = (0..self.columns.len()).collect();
+        let values = all.iter().map(|at| self.unnested(*at)).collect::<Vec<_>>().join(", ");
+        format!(
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {}",
+            self.table(),
+            self.names(0..self.columns.len()),
+            self.unnest(&all),
+        )
+    }
+
+    /// An error if any of these rows was deleted at any time that is remembered. Parameters: an array for each
+    /// column of the key.
+    #[must_use]
+    pub fn alive_many(&self) -> String {
+        let gone = format!(
+            "SELECT FROM {} t, {} WHERE {}",
+            self.tombstones(),
+            self.unnest(&self.key),
+            self.key_is_unnested()
+        );
+        let truncated = format!("SELECT FROM antiphon.truncations WHERE id = {}", self.id);
+        format!("SELECT 1 / CASE WHEN EXISTS ({gone}) OR EXISTS ({truncated}) THEN 0 ELSE 1 END")
+    }
+
+    /// Writes over many rows; an error unless every one is there and had been seen. Parameters: an array for each
+    /// settable column and each of the key, then as `update_seen`, then how many rows there are.
+    #[must_use]
+    pub fn update_many(&self) -> String {
+        let settable = self.settable();
+        let columns: Vec<usize> = settable.iter().chain(&self.key).copied().collect();
+        let sets = if settable.is_empty() {
+            self.sets()
+        } else {
+            let set = |at: &usize| format!("{} = {}", Quoted(&self.columns[*at].name), self.unnested(*at));
+            settable.iter().map(set).collect::<Vec<_>>().join(", ")
+        };
+        let next = columns.len() + 1;
+        format!(
+            "WITH c AS (UPDATE {} t SET {sets} FROM {} WHERE {} AND {} RETURNING 1) {}",
+            self.table(),
+            self.unnest(&columns),
+            self.key_is_unnested(),
+            seen(next),
+            all_rows(next + 2),
+        )
+    }
+
+    /// Deletes many rows and keeps tombstones; an error unless every one is there and had been seen. Parameters: an
+    /// array for each column of the key, then as `delete_seen`, then how many rows there are.
+    #[must_use]
+    pub fn delete_many(&self) -> String {
+        let next = self.key.len() + 1;
+        let returned = self.key.iter().map(|at| format!("t.{}", Quoted(&self.columns[*at].name)));
+        let returned = returned.collect::<Vec<_>>().join(", ");
+        let names = self.names(self.key.iter().copied());
+        format!(
+            "WITH d AS (DELETE FROM {} t USING {} WHERE {} AND {} RETURNING {returned}), \
+             c AS (INSERT INTO {} ({names}) SELECT {names} FROM d {} RETURNING 1) {}",
+            self.table(),
+            self.unnest(&self.key),
+            self.key_is_unnested(),
+            seen(next),
+            self.tombstones(),
+            self.renew(),
+            all_rows(next + 2),
+        )
+    }
+
+    /// Keeps a tombstone of a row that is not there; an error if it is. Parameters: the key.
+    #[must_use]
+    pub fn bury_absent(&self) -> String {
+        let names = self.names(self.key.iter().copied());
+        format!(
+            "WITH c AS (INSERT INTO {} ({names}) SELECT {} WHERE NOT EXISTS (SELECT FROM {} t WHERE {}) {} \
+             RETURNING 1) {ONE_ROW}",
+            self.tombstones(),
+            self.key
+                .iter()
+                .enumerate()
+                .map(|(nth, at)| format!("${}::{}", nth + 1, self.columns[*at].type_name))
+                .collect::<Vec<_>>()
+                .join(", "),
+            self.table(),
+            self.key_is("t", 1),
+            self.renew(),
+        )
+    }
+
     /// Locks a row and reads when and where it was written, and all its columns as text. Parameters: the key.
     #[must_use]
     pub fn look(&self) -> String {
@@ -229,6 +352,11 @@ const WRITTEN: &str = "(extract(epoch FROM pg_catalog.pg_xact_commit_timestamp(t
 
 /// An error unless `c` has a row.
 const ONE_ROW: &str = "SELECT 1 / pg_catalog.count(*) FROM c";
+
+/// An error unless `c` has as many rows as this parameter says.
+fn all_rows(parameter: usize) -> String {
+    format!("SELECT 1 / CASE WHEN pg_catalog.count(*) = ${parameter} THEN 1 ELSE 0 END FROM c")
+}
 
 /// The row of `t` was written before a time, or by the change's own node.
 fn seen(parameter: usize) -> String {

@@ -5,12 +5,18 @@ use serde_json::{Value as Json, json};
 use super::{Applier, ApplyError, PROGRESS};
 use crate::pgoutput::{Old, Relation, Tuple, Value};
 use crate::session::Param;
-use crate::transaction::{Step, Transaction};
+use crate::transaction::{Nonsense, Step, Transaction};
 
 impl Applier {
     /// Keeps a transaction in `antiphon.set_aside` instead of applying it.
-    pub(super) async fn set_aside(&mut self, transaction: &Transaction) -> Result<(), ApplyError> {
-        let changes = transaction.steps.iter().filter_map(change).collect::<Vec<_>>();
+    pub(super) async fn set_aside(&mut self, transaction: &mut Transaction) -> Result<(), ApplyError> {
+        let mut decoder = self.steps.decoder(transaction.streamed);
+        let mut changes = Vec::new();
+        for message in transaction.body.read().map_err(Nonsense::Disk)? {
+            let message = message.map_err(Nonsense::Disk)?;
+            let step = self.steps.read(&mut decoder, &transaction.body.undone, message)?;
+            changes.extend(step.as_ref().and_then(change));
+        }
         let changes = Json::Array(changes).to_string();
         let source = self.identity.source.number().to_string();
         let source = Param::Text(Some(source.as_bytes()));

@@ -3,6 +3,8 @@
 //! A row that is not there cannot be locked. So a row is inserted only if nobody did meanwhile, and its tombstone is
 //! looked for again afterwards: by then, whoever was deleting it has been waited for.
 
+use std::sync::Arc;
+
 use antiphon_core::mesh::resolve::Action;
 use antiphon_core::mesh::{Change, Local, Verdict, Version, resolve};
 
@@ -35,21 +37,10 @@ impl Applier {
             let mut conflicts = Vec::new();
             match self.attempt(transaction, &mut conflicts).await {
                 Ok(()) => {
-                    for kind in conflicts {
-                        *applied.conflicts.entry(kind).or_default() += 1;
-                    }
+                    applied.note(conflicts);
                     return Ok(());
                 }
-                Err(error)
-                    if matches!(
-                        error,
-                        ApplyError::Wire(
-                            WireError::Io { .. } | WireError::Closed { .. } | WireError::Protocol { .. }
-                        )
-                    ) =>
-                {
-                    return Err(error);
-                }
+                Err(error) if error.is_lost() => return Err(error),
                 Err(error) => {
                     self.session.ask("ROLLBACK", &[]).await?;
                     if !error.is_transient() || attempt == ATTEMPTS_MAX {
@@ -67,17 +58,27 @@ impl Applier {
         conflicts: &mut Vec<&'static str>,
     ) -> Result<(), ApplyError> {
         self.session.ask("BEGIN", &[]).await?;
-        for target in &transaction.truncated {
-            self.truncate(target, transaction.version).await?;
-        }
-        for (target, op) in &transaction.ops {
-            if let Some(kind) = self.row(transaction, target, op).await? {
-                conflicts.push(kind);
-            }
-        }
+        self.rows(transaction, &transaction.ops, conflicts).await?;
         let source = self.identity.source.number().to_string();
         self.session.ask(PROGRESS, &progress_params(transaction, source.as_bytes())).await?;
         self.session.ask("COMMIT", &[]).await?;
+        Ok(())
+    }
+
+    /// Decides rows one by one, in the transaction that is open.
+    pub(super) async fn rows(
+        &mut self,
+        transaction: &Prepared,
+        ops: &[(Arc<Target>, Op)],
+        conflicts: &mut Vec<&'static str>,
+    ) -> Result<(), ApplyError> {
+        for (target, op) in ops {
+            if *op == Op::Truncate {
+                self.truncate(target, transaction.version).await?;
+            } else if let Some(kind) = self.row(transaction, target, op).await? {
+                conflicts.push(kind);
+            }
+        }
         Ok(())
     }
 
@@ -93,7 +94,7 @@ impl Applier {
             let change = match op {
                 Op::Insert { .. } => Change::Insert,
                 Op::Update { .. } => Change::Update,
-                Op::Delete { .. } => Change::Delete,
+                Op::Delete { .. } | Op::Truncate => Change::Delete,
             };
             let mut verdict =
                 resolve(change, transaction.version, &transaction.seen, found.local, &target.resolver);
@@ -167,7 +168,7 @@ impl Applier {
                 self.session.ask(&shape.bury(), &key).await?;
                 Ok(true)
             }
-            (Action::Apply, Op::Delete { .. }) => {
+            (Action::Apply, Op::Delete { .. } | Op::Truncate) => {
                 self.session.ask(&shape.delete(), &key).await?;
                 self.session.ask(&shape.bury(), &key).await?;
                 Ok(true)
@@ -212,7 +213,7 @@ impl Applier {
         let local_row = found.row.as_ref().map(|row| to_json(shape, all(), row).to_string());
         let remote_row = match op {
             Op::Insert { row } | Op::Update { row, .. } => Some(to_json(shape, all(), row).to_string()),
-            Op::Delete { .. } => None,
+            Op::Delete { .. } | Op::Truncate => None,
         };
         let local = match found.local {
             Local::Row(version) | Local::Gone(version) => Some(version),

@@ -1,66 +1,86 @@
 //! The fast way: transactions in flight, each of which fails as a whole if anything in it conflicts.
+//!
+//! Several may become one here, which then has the last one's time: only where no change of a third node can still
+//! arrive that is older than that, for such a change might lose against a time that its opponent never had.
 
 use super::{Applier, ApplyError, PROGRESS, Prepared, progress_params};
 use crate::row::Op;
-use crate::session::Param;
 
 /// Most bytes that are put together before they are sent.
 const GROUP_BYTES_MAX: usize = 1 << 18;
+/// Fewer transactions than this are not made one.
+const JOINED_MIN: usize = 4;
+/// Most changes of transactions that are made one.
+const JOINED_CHANGES_MAX: usize = 4000;
 
 impl Applier {
     /// Sends as many of these as fit and gives how many of them committed. Whatever stopped the next one is left
     /// to the careful way, which will meet it again if it is of substance.
     pub(super) async fn fast(&mut self, group: &[Prepared]) -> Result<usize, ApplyError> {
-        let begin = self.session.prepare("BEGIN").await?;
-        let commit = self.session.prepare("COMMIT").await?;
-        let progress = self.session.prepare(PROGRESS).await?;
-        let source = self.identity.source.number().to_string();
+        let simple = group.iter().take_while(|whole| !whole.ops.iter().any(|(_, op)| *op == Op::Truncate));
+        let group = &group[..simple.count()];
+        let joined = self.joinable(group);
+        if joined >= JOINED_MIN && self.join(&group[..joined]).await? {
+            return Ok(joined);
+        }
+        let group = if joined >= JOINED_MIN { &group[..joined] } else { group };
         for transaction in group {
-            if !transaction.truncated.is_empty() || self.session.pending() > GROUP_BYTES_MAX {
+            if self.session.pending() > GROUP_BYTES_MAX {
                 break;
             }
-            self.session.put(begin, &[])?;
-            self.put_rows(transaction)?;
-            self.session.put(progress, &progress_params(transaction, source.as_bytes()))?;
-            self.session.put(commit, &[])?;
+            self.put_whole(std::slice::from_ref(transaction)).await?;
         }
         if self.session.pending() == 0 {
             return Ok(0);
         }
+        self.finish().await
+    }
+
+    /// How many of these, from the first, may be made one.
+    fn joinable(&self, group: &[Prepared]) -> usize {
+        let mut changes = 0;
+        let fits = |transaction: &&Prepared| {
+            changes += transaction.ops.len();
+            transaction.version.at <= self.settled && changes <= JOINED_CHANGES_MAX
+        };
+        group.iter().take_while(fits).count()
+    }
+
+    /// Applies these as one; false, and nothing, if there is anything in the way.
+    async fn join(&mut self, group: &[Prepared]) -> Result<bool, ApplyError> {
+        self.put_whole(group).await?;
+        Ok(self.finish().await? == 1)
+    }
+
+    /// Puts a transaction that does what all of these did.
+    async fn put_whole(&mut self, group: &[Prepared]) -> Result<(), ApplyError> {
+        let (Some(first), Some(last)) = (group.first(), group.last()) else { return Ok(()) };
+        let begin = self.session.prepare("BEGIN").await?;
+        let commit = self.session.prepare("COMMIT").await?;
+        let progress = self.session.prepare(PROGRESS).await?;
+        let source = self.identity.source.number().to_string();
+        self.session.put(begin, &[])?;
+        // The first had seen least.
+        let seen = first.seen_of_everybody();
+        match group {
+            [only] => self.put_changes(&only.ops, seen)?,
+            several => {
+                let ops: Vec<_> = several.iter().flat_map(|whole| whole.ops.iter().cloned()).collect();
+                self.put_changes(&ops, seen)?;
+            }
+        }
+        self.session.put(progress, &progress_params(last, source.as_bytes()))?;
+        self.session.put(commit, &[])?;
+        Ok(())
+    }
+
+    /// Waits for what was put; gives how many transactions committed.
+    pub(super) async fn finish(&mut self) -> Result<usize, ApplyError> {
         let outcome = self.session.run().await?;
         if let Some(error) = &outcome.error {
             tracing::trace!(%error, committed = outcome.committed, "not without a closer look");
             self.session.ask("ROLLBACK", &[]).await?;
         }
         Ok(outcome.committed)
-    }
-
-    fn put_rows(&mut self, transaction: &Prepared) -> Result<(), ApplyError> {
-        // Whoever is older than this had been seen by the writer, whichever node it was; and a writer never saw
-        // what is later than itself, whatever its clock says.
-        let seen = transaction.seen.of_all_but(&[self.identity.source]).0;
-        let seen = Param::Long(seen.min(transaction.version.at.0.saturating_sub(1)));
-        let origin = Param::Number(self.identity.origin);
-        for (target, op) in &transaction.ops {
-            let mut params: Vec<Param<'_>> = Vec::with_capacity(target.update_order.len() + 2);
-            let statement = match op {
-                Op::Insert { row } => {
-                    params.extend(row.iter().map(|value| Param::Text(value.as_deref())));
-                    target.insert_new
-                }
-                Op::Update { row, .. } => {
-                    params.extend(target.update_order.iter().map(|at| Param::Text(row[*at].as_deref())));
-                    params.extend([seen, origin]);
-                    target.update_seen
-                }
-                Op::Delete { key, .. } => {
-                    params.extend(key.iter().map(|value| Param::Text(value.as_deref())));
-                    params.extend([seen, origin]);
-                    target.delete_seen
-                }
-            };
-            self.session.put(statement, &params)?;
-        }
-        Ok(())
     }
 }

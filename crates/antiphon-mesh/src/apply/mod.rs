@@ -7,98 +7,27 @@
 
 mod aside;
 mod careful;
+mod chunk;
+mod error;
 mod fast;
+mod large;
+mod target;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use antiphon_core::Lsn;
-use antiphon_core::mesh::{CommitTime, NodeId, Reached, Resolver, Version};
+use antiphon_core::mesh::{CommitTime, NodeId, Reached, Version};
 use bytes::Bytes;
-use thiserror::Error;
 
-use crate::announcement::{Announcement, NoAnnouncement, PREFIX};
+pub use self::error::ApplyError;
+use self::target::Target;
+use crate::announcement::{Announcement, PREFIX};
 use crate::name::TableName;
-use crate::pgoutput::Relation;
-use crate::row::{Mapping, Misfit, Op};
-use crate::session::{Param, Session, Statement};
+use crate::row::Op;
+use crate::session::{Param, Session};
 use crate::shape::Shape;
-use crate::transaction::{Step, Transaction};
-use crate::wire::{ServerError, WireError};
-
-/// Why a transaction could not be applied.
-#[derive(Debug, Error)]
-pub enum ApplyError {
-    /// The connection failed, or a statement of ours did.
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    /// The server refused a change.
-    #[error("could not apply a change of {table}, key {key}, of the transaction that ends at {end}: {error}")]
-    Refused {
-        /// The table.
-        table: String,
-        /// The row's key.
-        key: String,
-        /// The transaction.
-        end: Lsn,
-        /// What the server said.
-        #[source]
-        error: Box<ServerError>,
-    },
-    /// It does not fit the tables here.
-    #[error("could not apply the transaction that ends at {end}: {misfit}")]
-    Misfit {
-        /// The transaction.
-        end: Lsn,
-        /// How.
-        #[source]
-        misfit: Misfit,
-    },
-    /// A table that takes no part here.
-    #[error(
-        "the other node sends changes of table {0}, which takes no part in the mesh here: run `antiphon mesh add-table`"
-    )]
-    Stranger(TableName),
-    /// A conflict that a person has to decide.
-    #[error(
-        "a conflict ({kind}) in {table}, key {key}, is to be decided by hand, as the table's resolver says: change the row, then run `antiphon mesh skip`"
-    )]
-    Undecided {
-        /// Its kind.
-        kind: &'static str,
-        /// The table.
-        table: String,
-        /// The row's key.
-        key: String,
-    },
-    /// Its announcements make no sense.
-    #[error(transparent)]
-    Announcement(#[from] NoAnnouncement),
-    /// Others write the same rows all the time.
-    #[error(
-        "gave up on a row of {table}, key {key}, which others insert and delete all the time: it is tried again"
-    )]
-    Restless {
-        /// The table.
-        table: String,
-        /// The row's key.
-        key: String,
-    },
-}
-
-impl ApplyError {
-    /// Whether the same may well succeed when it is tried again at once: somebody else held a lock or came first.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        let code = match self {
-            Self::Refused { error, .. } | Self::Wire(WireError::Server(error)) => &error.code,
-            Self::Restless { .. } => return true,
-            _ => return false,
-        };
-        // Serialization failure, deadlock, lock not available, and a unique key that somebody took meanwhile.
-        matches!(code.as_str(), "40001" | "40P01" | "55P03" | "23505")
-    }
-}
+use crate::transaction::{Nonsense, Step, Steps, Transaction};
 
 /// What came of a batch.
 #[derive(Debug, Default)]
@@ -142,8 +71,11 @@ pub struct Applier {
     identity: Identity,
     tables: HashMap<TableName, Arc<Shape>>,
     targets: HashMap<u32, Arc<Target>>,
+    steps: Steps,
     /// What the source had applied of everybody when it wrote what comes now.
-    seen: Reached,
+    seen: Arc<Reached>,
+    /// No change of a third node that is older than this can arrive any more.
+    settled: CommitTime,
     /// Up to where it is applied.
     progress: Lsn,
     /// A transaction that ends here is set aside instead.
@@ -151,35 +83,26 @@ pub struct Applier {
     at: Lsn,
 }
 
-/// A table of the source, the table here, and the statements that bring one to the other.
-#[derive(Debug)]
-struct Target {
-    mapping: Mapping,
-    /// The order in which an UPDATE takes the values of a row.
-    update_order: Vec<usize>,
-    insert_new: Statement,
-    update_seen: Statement,
-    delete_seen: Statement,
-    resolver: Resolver,
-}
-
 /// A transaction with its rows brought to the tables here.
 struct Prepared {
     end: Lsn,
     version: Version,
     /// What its writers had seen of everybody else.
-    seen: Reached,
-    ops: Vec<(Arc<Target>, Op)>,
-    truncated: Vec<Arc<Target>>,
+    seen: Arc<Reached>,
+    ops: Changes,
 }
 
+/// Changes and where they go.
+type Changes = Vec<(Arc<Target>, Op)>;
+
 impl Applier {
-    /// An applier for `identity.source`, from where its log was left.
+    /// An applier for `identity.source`, from where its log was left. `steps` reads its log.
     #[must_use]
     pub fn new(
         session: Session,
         identity: Identity,
         tables: Vec<Shape>,
+        steps: Steps,
         seen: Reached,
         from: Resume,
     ) -> Self {
@@ -189,26 +112,44 @@ impl Applier {
             identity,
             tables,
             targets: HashMap::new(),
-            seen,
+            steps,
+            seen: Arc::new(seen),
+            settled: CommitTime::UNKNOWN,
             progress: from.progress,
             skip: from.skip,
             at: from.progress,
         }
     }
 
-    /// Applies these transactions, which follow each other in the source's log.
+    /// Applies these transactions, which follow each other in the source's log. No change of a third node that is
+    /// older than `settled` can arrive any more.
     ///
     /// # Errors
     /// Why the first that could not be applied could not. What stands before it is applied.
-    pub async fn apply(&mut self, batch: &[Transaction]) -> Result<Applied, ApplyError> {
+    pub async fn apply(
+        &mut self,
+        batch: &mut [Transaction],
+        settled: CommitTime,
+    ) -> Result<Applied, ApplyError> {
+        self.settled = settled;
         let mut applied = Applied::default();
         let mut group = Vec::new();
-        let progress = self.progress;
-        for transaction in batch.iter().filter(|transaction| transaction.end > progress) {
+        for transaction in &mut *batch {
+            if transaction.end <= self.progress {
+                // Applied before; but it may describe tables that later ones write.
+                self.read_descriptions(transaction)?;
+                continue;
+            }
             self.at = transaction.end;
-            if self.skip == Some(transaction.end) {
+            let alone = self.skip == Some(transaction.end) || transaction.body.is_large();
+            if alone {
                 self.all(&std::mem::take(&mut group), &mut applied).await?;
+                self.at = transaction.end;
+            }
+            if self.skip == Some(transaction.end) {
                 self.set_aside(transaction).await?;
+            } else if transaction.body.is_large() {
+                self.large(transaction, &mut applied).await?;
             } else if let Some(prepared) = self.bring(transaction, &mut applied).await? {
                 group.push(prepared);
             }
@@ -229,15 +170,24 @@ impl Applier {
         while let Some(first) = group.first() {
             let committed = self.fast(group).await?;
             for done in &group[..committed] {
-                applied.count(done);
+                applied.count(done.ops.len() as u64);
             }
             group = &group[committed..];
             if committed == 0 {
                 self.at = first.end;
                 self.careful(first, applied).await?;
-                applied.count(first);
+                applied.count(first.ops.len() as u64);
                 group = &group[1..];
             }
+        }
+        Ok(())
+    }
+
+    fn read_descriptions(&mut self, transaction: &mut Transaction) -> Result<(), ApplyError> {
+        let mut decoder = self.steps.decoder(transaction.streamed);
+        for message in transaction.body.read().map_err(Nonsense::Disk)? {
+            let message = message.map_err(Nonsense::Disk)?;
+            self.steps.read(&mut decoder, &transaction.body.undone, message)?;
         }
         Ok(())
     }
@@ -245,67 +195,62 @@ impl Applier {
     /// Matches a transaction with the tables here; none if there is nothing to apply.
     async fn bring(
         &mut self,
-        transaction: &Transaction,
+        transaction: &mut Transaction,
         applied: &mut Applied,
     ) -> Result<Option<Prepared>, ApplyError> {
-        let version = Version { at: transaction.committed_at, node: self.identity.source };
-        let mut prepared = Prepared {
-            end: transaction.end,
-            version,
-            seen: self.seen.clone(),
-            ops: Vec::with_capacity(transaction.steps.len()),
-            truncated: Vec::new(),
-        };
-        for step in &transaction.steps {
-            match step {
-                Step::Row(change) => {
-                    let target = self.target(&change.relation).await?;
-                    let ops = target.mapping.ops(change);
-                    let ops = ops.map_err(|misfit| ApplyError::Misfit { end: transaction.end, misfit })?;
-                    prepared.ops.extend(ops.into_iter().map(|op| (target.clone(), op)));
-                }
-                Step::Truncate(relations) => {
-                    for relation in relations {
-                        prepared.truncated.push(self.target(relation).await?);
-                    }
-                }
-                Step::Message { prefix, content } if prefix == PREFIX.as_bytes() => {
-                    let announcement = Announcement::parse(content)?;
-                    if announcement.node == self.identity.source {
-                        for (node, at) in announcement.applied.iter() {
-                            self.seen.advance(node, at);
-                        }
-                        applied.complete_to = applied.complete_to.max(Some(announcement.complete_to));
-                    }
-                }
-                Step::Message { .. } => {}
+        let mut decoder = self.steps.decoder(transaction.streamed);
+        let mut prepared = self.prepared(transaction);
+        for message in transaction.body.read().map_err(Nonsense::Disk)? {
+            let message = message.map_err(Nonsense::Disk)?;
+            let step = self.steps.read(&mut decoder, &transaction.body.undone, message)?;
+            if let Some(step) = step {
+                self.step(step, transaction.end, applied, &mut prepared.ops).await?;
             }
         }
-        let empty = prepared.ops.is_empty() && prepared.truncated.is_empty();
-        Ok((!empty).then_some(prepared))
+        Ok((!prepared.ops.is_empty()).then_some(prepared))
     }
 
-    async fn target(&mut self, relation: &Arc<Relation>) -> Result<Arc<Target>, ApplyError> {
-        if let Some(known) = self.targets.get(&relation.id)
-            && Arc::ptr_eq(&known.mapping.relation, relation)
-        {
-            return Ok(known.clone());
+    /// A transaction without its rows.
+    fn prepared(&self, transaction: &Transaction) -> Prepared {
+        let version = Version { at: transaction.committed_at, node: self.identity.source };
+        Prepared { end: transaction.end, version, seen: self.seen.clone(), ops: Vec::new() }
+    }
+
+    /// Matches one step with the tables here, and hears what the source announces.
+    async fn step(
+        &mut self,
+        step: Step,
+        end: Lsn,
+        applied: &mut Applied,
+        changes: &mut Changes,
+    ) -> Result<(), ApplyError> {
+        match step {
+            Step::Row(change) => {
+                let target = self.target(&change.relation).await?;
+                let ops = target.mapping.ops(&change);
+                let ops = ops.map_err(|misfit| ApplyError::Misfit { end, misfit })?;
+                changes.extend(ops.into_iter().map(|op| (target.clone(), op)));
+            }
+            Step::Truncate(relations) => {
+                for relation in &relations {
+                    changes.push((self.target(relation).await?, Op::Truncate));
+                }
+            }
+            Step::Message { prefix, content } if prefix == PREFIX => {
+                let announcement = Announcement::parse(&content)?;
+                let source = self.identity.source;
+                if announcement.node == source {
+                    let mut seen = Reached::clone(&self.seen);
+                    for (node, at) in announcement.applied.iter().filter(|(node, _)| *node != source) {
+                        seen.advance(node, at);
+                    }
+                    self.seen = Arc::new(seen);
+                    applied.complete_to = applied.complete_to.max(Some(announcement.complete_to));
+                }
+            }
+            Step::Message { .. } => {}
         }
-        let name = TableName::new(&relation.schema, &relation.name);
-        let shape = self.tables.get(&name).ok_or(ApplyError::Stranger(name))?;
-        let mapping = Mapping::new(relation.clone(), shape);
-        let mapping = mapping.map_err(|misfit| ApplyError::Misfit { end: self.progress, misfit })?;
-        let shape = &mapping.shape;
-        let target = Arc::new(Target {
-            update_order: shape.settable().into_iter().chain(shape.key.iter().copied()).collect(),
-            insert_new: self.session.prepare(&shape.insert_new()).await?,
-            update_seen: self.session.prepare(&shape.update_seen()).await?,
-            delete_seen: self.session.prepare(&shape.delete_seen()).await?,
-            resolver: resolver_of(shape),
-            mapping,
-        });
-        self.targets.insert(relation.id, target.clone());
-        Ok(target)
+        Ok(())
     }
 
     /// Who wrote a row, from what the server says of it.
@@ -320,9 +265,23 @@ impl Applier {
 }
 
 impl Applied {
-    fn count(&mut self, prepared: &Prepared) {
+    fn note(&mut self, conflicts: Vec<&'static str>) {
+        for kind in conflicts {
+            *self.conflicts.entry(kind).or_default() += 1;
+        }
+    }
+
+    fn count(&mut self, rows: u64) {
         self.transactions += 1;
-        self.rows += prepared.ops.len() as u64;
+        self.rows += rows;
+    }
+}
+
+impl Prepared {
+    /// Whoever is older than this had been seen by the writer, whichever node it was; and a writer never saw what is
+    /// later than itself, whatever its clock says.
+    fn seen_of_everybody(&self) -> i64 {
+        self.seen.of_all_but(&[self.version.node]).0.min(self.version.at.0.saturating_sub(1))
     }
 }
 
@@ -333,15 +292,4 @@ const PROGRESS: &str = "WITH p AS (UPDATE antiphon.progress SET lsn = $1, commit
 
 fn progress_params<'a>(prepared: &Prepared, source: &'a [u8]) -> [Param<'a>; 3] {
     [Param::Long(prepared.end.0.cast_signed()), Param::Long(prepared.version.at.0), Param::Text(Some(source))]
-}
-
-/// The resolver that a table's entry asks for.
-fn resolver_of(shape: &Shape) -> Resolver {
-    match shape.resolver.as_str() {
-        Some("first_update_wins") => Resolver::FirstUpdateWins,
-        Some("keep_local") => Resolver::KeepLocal,
-        Some("apply_remote") => Resolver::ApplyRemote,
-        Some("error") => Resolver::Error,
-        _ => Resolver::LastUpdateWins,
-    }
 }

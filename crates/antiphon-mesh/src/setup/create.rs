@@ -65,7 +65,11 @@ pub(super) async fn take_in(client: &Client, names: &Names, tables: &[TableName]
     }
     let listed = tables.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let of = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {listed}") };
-    let publish = format!("CREATE PUBLICATION {}{of}", Quoted(&names.publication()));
+    let release = "SELECT pg_catalog.current_setting('server_version_num')::int";
+    let release: i32 = client.query_one(release, &[]).await?.get(0);
+    // From 18 on a table whose identity is the whole row cannot be updated unless all of that is published.
+    let with = if release >= 180_000 { " WITH (publish_generated_columns = stored)" } else { "" };
+    let publish = format!("CREATE PUBLICATION {}{of}{with}", Quoted(&names.publication()));
     Ok(client.batch_execute(&publish).await?)
 }
 
@@ -92,7 +96,7 @@ async fn matching(client: &Client, patterns: &[String]) -> Result<Vec<TableName>
         let (schema, name) = pattern.split_once('.').unwrap_or(("public", pattern));
         let fits = |table: &&TableName| wildcard(schema, &table.schema) && wildcard(name, &table.name);
         let found: Vec<_> = all.iter().filter(fits).cloned().collect();
-        if found.is_empty() && !pattern.contains('*') {
+        if found.is_empty() {
             return Err(SetupError::Refused(format!(
                 "there is no table {pattern}: name tables as SCHEMA.TABLE, with * for any"
             )));

@@ -8,6 +8,7 @@ SELECT pg_catalog.json_build_object(
         SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
             'name', a.attname,
             'type', pg_catalog.format_type(a.atttypid, a.atttypmod),
+            'array', (SELECT y.typcategory = 'A' FROM pg_catalog.pg_type y WHERE y.oid = a.atttypid),
             'identity_always', a.attidentity = 'a',
             'equals', (
                 SELECT pg_catalog.format('OPERATOR(%I.%s)', s.nspname, o.oprname)
@@ -21,6 +22,10 @@ SELECT pg_catalog.json_build_object(
             ) ORDER BY a.attnum)
         FROM pg_catalog.pg_attribute a
         WHERE a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
+    'generated', (
+        SELECT coalesce(pg_catalog.json_agg(a.attname), '[]')
+        FROM pg_catalog.pg_attribute a
+        WHERE a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> ''),
     'key', (
         SELECT pg_catalog.json_agg((
             SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute b

@@ -18,18 +18,18 @@ const TABLE: &str = "CREATE TABLE item (id bigint PRIMARY KEY, who text, amount 
 /// All rows as one text, the same on every node that has the same.
 const ALL: &str = "SELECT coalesce(string_agg(t::text, ' ' ORDER BY id), '') FROM item t";
 
-struct Node {
-    server: Server,
+pub(crate) struct Node {
+    pub(crate) server: Server,
     client: Client,
     work: JoinHandle<()>,
     shown: watch::Receiver<Arc<Standing>>,
 }
 
-struct Mesh {
-    nodes: Vec<Node>,
+pub(crate) struct Mesh {
+    pub(crate) nodes: Vec<Node>,
 }
 
-fn dsn(text: &str) -> Dsn {
+pub(crate) fn dsn(text: &str) -> Dsn {
     Dsn::parse(text, &BTreeMap::new()).expect("a connection string")
 }
 
@@ -41,12 +41,22 @@ fn work(server: &Server) -> (JoinHandle<()>, watch::Receiver<Arc<Standing>>) {
 
 impl Mesh {
     /// So many nodes that have the table and, from the first, what these statements make.
-    async fn of(count: usize, statements: &str) -> Self {
+    pub(crate) async fn of(count: usize, statements: &str) -> Self {
+        Self::with(&vec![None; count], TABLE, statements, &[]).await
+    }
+
+    /// Nodes of these releases, with tables and settings of their own.
+    pub(crate) async fn with(
+        releases: &[Option<u32>],
+        tables: &str,
+        statements: &str,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let mut mesh = Self { nodes: Vec::new() };
-        for nth in 0..count {
-            let server = Server::start(None);
+        for (nth, release) in releases.iter().enumerate() {
+            let server = Server::start_with(*release, settings);
             let client = server.client().await;
-            client.batch_execute(TABLE).await.expect("a table");
+            client.batch_execute(tables).await.expect("tables");
             let name = format!("n{}", nth + 1);
             if nth == 0 {
                 client.batch_execute(statements).await.expect("what is there at first");
@@ -55,7 +65,7 @@ impl Mesh {
                     node: name,
                     connect: dsn(&server.dsn()),
                     advertise: server.dsn(),
-                    tables: vec!["public.*".into()],
+                    tables: vec!["*.*".into()],
                 };
                 create(&creation).await.expect("a mesh");
             } else {
@@ -79,20 +89,20 @@ impl Mesh {
         join(&joining, |_| {}).await.expect("one more node");
     }
 
-    fn client(&self, nth: usize) -> &Client {
+    pub(crate) fn client(&self, nth: usize) -> &Client {
         &self.nodes[nth].client
     }
 
-    async fn run(&self, nth: usize, statement: &str) {
+    pub(crate) async fn run(&self, nth: usize, statement: &str) {
         self.client(nth).batch_execute(statement).await.expect("a statement");
     }
 
-    async fn text(&self, nth: usize, query: &str) -> String {
+    pub(crate) async fn text(&self, nth: usize, query: &str) -> String {
         self.client(nth).query_one(query, &[]).await.expect("a query").get(0)
     }
 
     /// Waits until this query gives this text on every node.
-    async fn wait_for(&self, query: &str, expected: &str) {
+    pub(crate) async fn wait_for(&self, query: &str, expected: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let mut seen = Vec::new();
@@ -107,8 +117,8 @@ impl Mesh {
         }
     }
 
-    /// Waits until everybody has the same rows and has applied what everybody wrote.
-    async fn wait_until_settled(&self) -> String {
+    /// Waits until everybody has applied what everybody wrote.
+    pub(crate) async fn wait_until_applied(&self) {
         let deadline = Instant::now() + PATIENCE;
         let mut marks = Vec::new();
         for nth in 0..self.nodes.len() {
@@ -130,14 +140,32 @@ impl Mesh {
             assert!(Instant::now() < deadline, "not settled; links {:?}", self.links());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let rows = self.text(0, ALL).await;
-        for nth in 1..self.nodes.len() {
-            assert_eq!(self.text(nth, ALL).await, rows, "node {} differs from the first", nth + 1);
-        }
-        rows
     }
 
-    fn links(&self) -> Vec<String> {
+    /// The same, and that everybody has the same items then.
+    pub(crate) async fn wait_until_settled(&self) -> String {
+        self.wait_until_applied().await;
+        self.same_everywhere(ALL).await
+    }
+
+    /// What this query gives, which is the same everywhere.
+    pub(crate) async fn same_everywhere(&self, query: &str) -> String {
+        let first = self.text(0, query).await;
+        for nth in 1..self.nodes.len() {
+            assert_eq!(self.text(nth, query).await, first, "node {} differs from the first", nth + 1);
+        }
+        first
+    }
+
+    /// Kills a server and starts it again.
+    pub(crate) async fn crash(&mut self, nth: usize) {
+        let node = &mut self.nodes[nth];
+        node.server.kill();
+        node.server.resume();
+        node.client = node.server.client().await;
+    }
+
+    pub(crate) fn links(&self) -> Vec<String> {
         self.nodes.iter().map(|node| format!("{:?}", node.shown.borrow().links())).collect()
     }
 }
@@ -166,7 +194,7 @@ async fn a_write_on_any_node_is_soon_on_all() {
 }
 
 /// Writes at random to few rows on one node, so often, as an application would.
-async fn storm(server: String, seed: u64, count: u32) {
+pub(crate) async fn storm(server: String, seed: u64, count: u32) {
     let client = dsn(&server).control("storm").await.expect("a connection");
     let mut random = seed;
     let mut next = |below: u64| {

@@ -1,0 +1,81 @@
+//! A table of the source, the table here, and the statements that bring one to the other.
+
+use std::sync::Arc;
+
+use antiphon_core::mesh::Resolver;
+
+use super::{Applier, ApplyError};
+use crate::name::TableName;
+use crate::pgoutput::Relation;
+use crate::row::Mapping;
+use crate::session::Statement;
+use crate::shape::Shape;
+
+/// Where changes of a table go.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) mapping: Mapping,
+    /// The order in which an UPDATE takes the values of a row.
+    pub(super) update_order: Vec<usize>,
+    pub(super) one: Statements,
+    pub(super) many: Statements,
+    /// Looks whether many rows that were inserted had been deleted.
+    pub(super) alive_many: Statement,
+    pub(super) bury_absent: Statement,
+    pub(super) resolver: Resolver,
+}
+
+/// The statements of the fast way, for one row or for many.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Statements {
+    pub(super) insert: Statement,
+    pub(super) update: Statement,
+    pub(super) delete: Statement,
+}
+
+impl Applier {
+    /// Where changes of this table go. What is in flight is waited for if it is new.
+    pub(super) async fn target(&mut self, relation: &Arc<Relation>) -> Result<Arc<Target>, ApplyError> {
+        if let Some(known) = self.targets.get(&relation.id)
+            && Arc::ptr_eq(&known.mapping.relation, relation)
+        {
+            return Ok(known.clone());
+        }
+        let name = TableName::new(&relation.schema, &relation.name);
+        let shape = self.tables.get(&name).ok_or(ApplyError::Stranger(name))?;
+        let mapping = Mapping::new(relation.clone(), shape);
+        let mapping = mapping.map_err(|misfit| ApplyError::Misfit { end: self.at, misfit })?;
+        let shape = &mapping.shape;
+        let session = &mut self.session;
+        let target = Arc::new(Target {
+            update_order: shape.settable().into_iter().chain(shape.key.iter().copied()).collect(),
+            one: Statements {
+                insert: session.prepare(&shape.insert_new()).await?,
+                update: session.prepare(&shape.update_seen()).await?,
+                delete: session.prepare(&shape.delete_seen()).await?,
+            },
+            many: Statements {
+                insert: session.prepare(&shape.insert_many()).await?,
+                update: session.prepare(&shape.update_many()).await?,
+                delete: session.prepare(&shape.delete_many()).await?,
+            },
+            alive_many: session.prepare(&shape.alive_many()).await?,
+            bury_absent: session.prepare(&shape.bury_absent()).await?,
+            resolver: resolver_of(shape),
+            mapping,
+        });
+        self.targets.insert(relation.id, target.clone());
+        Ok(target)
+    }
+}
+
+/// The resolver that a table's entry asks for.
+fn resolver_of(shape: &Shape) -> Resolver {
+    match shape.resolver.as_str() {
+        Some("first_update_wins") => Resolver::FirstUpdateWins,
+        Some("keep_local") => Resolver::KeepLocal,
+        Some("apply_remote") => Resolver::ApplyRemote,
+        Some("error") => Resolver::Error,
+        _ => Resolver::LastUpdateWins,
+    }
+}
