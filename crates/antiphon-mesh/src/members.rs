@@ -50,6 +50,9 @@ pub struct Names {
 /// The longest name of a mesh: with the rest, a slot's name fits into 63 bytes.
 pub const MESH_NAME_BYTES_MAX: usize = 40;
 
+/// What the name of a repair's origin ends in.
+const REPAIR: &str = "_repair";
+
 impl Names {
     /// The names in this mesh.
     ///
@@ -83,11 +86,18 @@ impl Names {
         format!("antiphon_{}_{node}", self.mesh)
     }
 
+    /// The replication origin with which a repair writes what a node had written, on every node, its own included.
+    /// The other one belongs to the link and cannot be shared.
+    #[must_use]
+    pub fn repair_origin(&self, node: NodeId) -> String {
+        format!("antiphon_{}_{node}{REPAIR}", self.mesh)
+    }
+
     /// The node that an origin stands for, if it is one of this mesh.
     #[must_use]
     pub fn node_of_origin(&self, origin: &str) -> Option<NodeId> {
         let number = origin.strip_prefix(&format!("antiphon_{}_", self.mesh))?;
-        number.parse().ok().and_then(NodeId::new)
+        number.strip_suffix(REPAIR).unwrap_or(number).parse().ok().and_then(NodeId::new)
     }
 }
 
@@ -100,9 +110,15 @@ mod tests {
         let names = Names::new("shop", "").expect("a name");
         let node = NodeId::new(12).expect("not zero");
         assert_eq!(names.node_of_origin(&names.origin(node)), Some(node));
-        for other in
-            ["antiphon_shop_", "antiphon_shop_0", "antiphon_shop_eu_1", "pg_16389", "antiphon_shops_1"]
-        {
+        assert_eq!(names.node_of_origin(&names.repair_origin(node)), Some(node));
+        for other in [
+            "antiphon_shop_",
+            "antiphon_shop_0",
+            "antiphon_shop_eu_1",
+            "pg_16389",
+            "antiphon_shops_1",
+            "antiphon_shop__repair",
+        ] {
             assert_eq!(names.node_of_origin(other), None, "{other}");
         }
         assert!(Names::new("Shop", "").is_err() && Names::new("", "").is_err());

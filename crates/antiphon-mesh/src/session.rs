@@ -94,9 +94,21 @@ impl Session {
     /// # Errors
     /// If the server cannot be reached or lacks a right or the origin, or if somebody else applies for it.
     pub async fn open(dsn: &Dsn, origin: &str) -> Result<Self, WireError> {
-        let mut connection = Connection::open(dsn, Kind::Sql, "antiphon mesh apply", &SETTINGS).await?;
-        let set_up = format!("SELECT pg_catalog.pg_replication_origin_session_setup({})", Literal(origin));
-        connection.query(&set_up).await?;
+        let mut session = Self::with(dsn, "antiphon mesh apply", &SETTINGS).await?;
+        session.write_as(origin).await?;
+        Ok(session)
+    }
+
+    /// Connects with these settings and as no origin.
+    ///
+    /// # Errors
+    /// If the server cannot be reached or refuses a setting.
+    pub async fn with(
+        dsn: &Dsn,
+        application_name: &str,
+        settings: &[(&str, &str)],
+    ) -> Result<Self, WireError> {
+        let connection = Connection::open(dsn, Kind::Sql, application_name, settings).await?;
         let (reader, writer) = connection.split();
         Ok(Self {
             reader,
@@ -107,6 +119,16 @@ impl Session {
             outcome: Outcome::default(),
             in_flight: false,
         })
+    }
+
+    /// Takes a replication origin for itself.
+    ///
+    /// # Errors
+    /// If there is none of that name or a right is missing, or if somebody else has it.
+    pub async fn write_as(&mut self, origin: &str) -> Result<(), WireError> {
+        let set_up = format!("SELECT pg_catalog.pg_replication_origin_session_setup({})", Literal(origin));
+        self.ask(&set_up, &[]).await?;
+        Ok(())
     }
 
     /// The statement with this text, prepared at its first use; what is in flight is waited for then.

@@ -52,6 +52,7 @@ pub async fn create(creation: &Creation) -> Result<Vec<TableName>, SetupError> {
     let insert = "INSERT INTO antiphon.nodes (id, name, connect, state) VALUES (1, $1, $2, 'active')";
     client.execute(insert, &[&creation.node, &creation.advertise]).await?;
     let names = Names::new(&creation.mesh, "").map_err(SetupError::Refused)?;
+    install::origins(&client, &names, first, true).await?;
     take_in(&client, &names, &tables).await?;
     client.batch_execute("COMMIT").await?;
     tracing::info!(mesh = creation.mesh, node = creation.node, %first, tables = tables.len(), "created");

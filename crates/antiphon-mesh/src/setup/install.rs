@@ -1,8 +1,10 @@
 //! What the mesh keeps in a database: its schema, and for each table its tombstones and triggers.
 
+use antiphon_core::mesh::NodeId;
 use tokio_postgres::Client;
 
 use super::SetupError;
+use crate::members::Names;
 use crate::name::{Quoted, TableName};
 use crate::shape::{CATALOGUE, Shape};
 
@@ -12,6 +14,21 @@ const TABLE: &str = include_str!("../sql/table.sql");
 /// Makes the schema, or what is missing of it.
 pub(super) async fn schema(client: &Client) -> Result<(), SetupError> {
     Ok(client.batch_execute(SCHEMA).await?)
+}
+
+/// Makes the replication origins that stand for a node here: what its link writes with, unless the node is this one,
+/// and what a repair does. They are there from the first, since links learn only at their beginning who is who.
+pub(super) async fn origins(
+    client: &Client,
+    names: &Names,
+    node: NodeId,
+    is_own: bool,
+) -> Result<(), SetupError> {
+    let link = (!is_own).then(|| names.origin(node));
+    for origin in link.into_iter().chain([names.repair_origin(node)]) {
+        client.execute("SELECT pg_catalog.pg_replication_origin_create($1)", &[&origin]).await?;
+    }
+    Ok(())
 }
 
 /// Lets a table take part here: tombstones, triggers, and an identity with which the log says all that is needed.

@@ -217,8 +217,7 @@ async fn enrol(joining: &Joining, others: &[Other]) -> Result<NodeId, SetupError
 /// Makes on an old node what it needs to read from the new one.
 async fn admit(other: &Other, joining: &Joining, id: NodeId) -> Result<(), SetupError> {
     let own = node::own(&other.client).await?;
-    let create = "SELECT pg_catalog.pg_replication_origin_create($1)";
-    other.client.execute(create, &[&own.names.origin(id)]).await?;
+    install::origins(&other.client, &own.names, id, false).await?;
     let mut connection =
         Connection::open(&joining.connect, Kind::Replication, "antiphon mesh join", &[]).await?;
     let slot = connection.create_slot(&own.names.slot(own.id), Snapshot::Nothing, false, false).await?;
@@ -249,11 +248,11 @@ async fn prepare(
         if !member.takes_part() || member.id == id {
             continue;
         }
-        let create = "SELECT pg_catalog.pg_replication_origin_create($1)";
-        target.execute(create, &[&names.origin(member.id)]).await?;
+        install::origins(target, names, member.id, false).await?;
         let progress = "INSERT INTO antiphon.progress (node, lsn) VALUES ($1, '0/0')";
         target.execute(progress, &[&id_of(member.id)]).await?;
     }
+    install::origins(target, names, id, true).await?;
     take_in(target, names, tables).await?;
     target.batch_execute("COMMIT").await?;
     tracing::info!(node = joining.node, %id, "prepared");

@@ -95,11 +95,14 @@ async fn drop_slot(client: &Client, slot: &str) -> Result<(), SetupError> {
 async fn dismantle(client: &Client, names: &Names) -> Result<(), SetupError> {
     for member in members::read(client).await? {
         drop_slot(client, &names.slot(member.id)).await?;
-        let origin = Literal(&names.origin(member.id)).to_string();
-        let drop = format!(
-            "SELECT pg_catalog.pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin WHERE roname = {origin}"
-        );
-        client.batch_execute(&drop).await?;
+        for origin in [names.origin(member.id), names.repair_origin(member.id)] {
+            let drop = format!(
+                "SELECT pg_catalog.pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin \
+                 WHERE roname = {}",
+                Literal(&origin)
+            );
+            client.batch_execute(&drop).await?;
+        }
     }
     let mut statements = format!("DROP PUBLICATION IF EXISTS {};", Quoted(&names.publication()));
     for row in client.query("SELECT id FROM antiphon.tables", &[]).await? {
