@@ -7,6 +7,7 @@
 pub mod announcement;
 pub mod apply;
 pub mod body;
+pub mod crdt;
 pub mod dsn;
 pub mod link;
 pub mod manage;

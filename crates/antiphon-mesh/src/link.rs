@@ -8,7 +8,7 @@ use antiphon_core::Lsn;
 use antiphon_core::mesh::{CommitTime, NodeId, Reached};
 use thiserror::Error;
 
-use crate::apply::{Applier, ApplyError, Identity, Resume};
+use crate::apply::{Applier, ApplyError, Identity, Merger, Resume};
 use crate::dsn::Dsn;
 use crate::manage::id;
 use crate::members::{self, Member, Names};
@@ -161,7 +161,8 @@ async fn once(ends: &Ends, standing: &Standing) -> Result<std::convert::Infallib
         options.push(("origin", "none"));
     }
     let stream = Replication::start(connection, &ends.names.slot(ends.own), progress, &options).await?;
-    let applier = Applier::new(session, identity, tables, Steps::new(protocol), seen, from);
+    let merger = Merger::new(ends.local.clone(), ends.names.clone());
+    let applier = Applier::new(session, identity, tables, Steps::new(protocol), merger, seen, from);
     let batch = Vec::with_capacity(BATCH_MAX);
     let mut flow = Flow {
         ends,

@@ -14,7 +14,7 @@ use crate::transaction::RowChange;
 pub type Text = Option<Bytes>;
 
 /// What is to become of one row here. Rows have the values of all of the shape's columns; keys those of its key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     /// A new row.
     Insert {

@@ -15,7 +15,7 @@ use crate::name::Literal;
 use crate::wire::{BINARY, Connection, Kind, Reader, ServerError, TEXT, WireError, Writer};
 
 /// What every session that applies is set to.
-const SETTINGS: [(&str, &str); 11] = [
+pub(crate) const SETTINGS: [(&str, &str); 11] = [
     ("search_path", ""),
     ("session_replication_role", "replica"),
     ("DateStyle", "ISO"),

@@ -41,6 +41,8 @@ pub struct Column {
     pub type_name: String,
     /// It is of an array type, or a domain over one.
     pub array: bool,
+    /// Two values of it merge, by `antiphon.merge`: neither takes the other's place.
+    pub merges: bool,
     /// It is `GENERATED ALWAYS AS IDENTITY`: an UPDATE cannot set it.
     pub identity_always: bool,
     /// What compares two of its values in the primary key's sense, fit for a statement; none outside the key.
@@ -110,22 +112,58 @@ impl Shape {
             let key = Quoted(&self.columns[self.key[0]].name).to_string();
             return format!("{key} = t.{key}");
         }
-        let set = |(nth, at): (usize, &usize)| format!("{} = ${}", Quoted(&self.columns[*at].name), nth + 1);
+        let set = |(nth, at): (usize, &usize)| self.set(*at, &format!("${}", nth + 1));
         settable.iter().enumerate().map(set).collect::<Vec<_>>().join(", ")
     }
 
-    /// Writes a row that is not there. Parameters: all columns. An error if the row, or a tombstone of it, is there
-    /// once the row is written: whoever deleted it meanwhile has been waited for by then.
+    /// `column = value`, or, where values merge, both in one.
+    fn set(&self, at: usize, value: &str) -> String {
+        let column = &self.columns[at];
+        let name = Quoted(&column.name);
+        if column.merges {
+            format!("{name} = antiphon.merge(t.{name}, {value}::{})", column.type_name)
+        } else {
+            format!("{name} = {value}")
+        }
+    }
+
+    /// Whether values of any column merge.
+    #[must_use]
+    pub fn merges(&self) -> bool {
+        self.columns.iter().any(|column| column.merges)
+    }
+
+    /// Merges values into a row and leaves the rest. Parameters: the columns that merge, the key.
+    #[must_use]
+    pub fn merge(&self) -> String {
+        let merging = self.merging();
+        let set = |(nth, at): (usize, &usize)| self.set(*at, &format!("${}", nth + 1));
+        let sets = merging.iter().enumerate().map(set).collect::<Vec<_>>().join(", ");
+        let key = self.key_is("t", merging.len() + 1);
+        format!("UPDATE {} t SET {sets} WHERE {key}", self.table())
+    }
+
+    /// The columns whose values merge.
+    #[must_use]
+    pub fn merging(&self) -> Vec<usize> {
+        self.settable().into_iter().filter(|at| self.columns[*at].merges).collect()
+    }
+
+    /// Writes a row that is not there. Parameters: all columns, the time up to which the change's writer had seen
+    /// everybody, its origin's number here. An error if the row is there, or a tombstone that the writer had not
+    /// seen once the row is written: whoever deleted it meanwhile has been waited for by then.
     #[must_use]
     pub fn insert_new(&self) -> String {
         let count = self.columns.len();
         format!(
-            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({}) RETURNING antiphon.alive_{}({})",
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({}) RETURNING antiphon.alive_{}({}, ${}, ${})",
             self.table(),
             self.names(0..count),
             Self::parameters(1, count),
             self.id,
             self.names(self.key.iter().copied()),
+            count + 1,
+            count + 2,
         )
     }
 
@@ -246,17 +284,19 @@ impl Shape {
         )
     }
 
-    /// An error if any of these rows was deleted at any time that is remembered. Parameters: an array for each
-    /// column of the key.
+    /// An error if any of these rows was deleted and the change's writer had not seen that. Parameters: an array for
+    /// each column of the key, then as `update_seen`.
     #[must_use]
     pub fn alive_many(&self) -> String {
+        let (seen, origin) = (self.key.len() + 1, self.key.len() + 2);
+        let unseen = format!("antiphon.unseen(t.xmin, ${seen}, ${origin})");
         let gone = format!(
-            "SELECT FROM {} t, {} WHERE {}",
+            "SELECT FROM {} t, {} WHERE {} AND {unseen}",
             self.tombstones(),
             self.unnest(&self.key),
             self.key_is_unnested()
         );
-        let truncated = format!("SELECT FROM antiphon.truncations WHERE id = {}", self.id);
+        let truncated = format!("SELECT FROM antiphon.truncations t WHERE t.id = {} AND {unseen}", self.id);
         format!("SELECT 1 / CASE WHEN EXISTS ({gone}) OR EXISTS ({truncated}) THEN 0 ELSE 1 END")
     }
 
@@ -269,7 +309,7 @@ impl Shape {
         let sets = if settable.is_empty() {
             self.sets()
         } else {
-            let set = |at: &usize| format!("{} = {}", Quoted(&self.columns[*at].name), self.unnested(*at));
+            let set = |at: &usize| self.set(*at, &self.unnested(*at));
             settable.iter().map(set).collect::<Vec<_>>().join(", ")
         };
         let next = columns.len() + 1;

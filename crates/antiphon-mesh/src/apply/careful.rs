@@ -8,6 +8,7 @@ use std::sync::Arc;
 use antiphon_core::mesh::resolve::Action;
 use antiphon_core::mesh::{Change, Local, Verdict, Version, resolve};
 
+use super::merge::Detour;
 use super::{Applied, Applier, ApplyError, PROGRESS, Prepared, Target, progress_params};
 use crate::row::{Op, Text, to_json};
 use crate::session::Param;
@@ -38,8 +39,10 @@ impl Applier {
             match self.attempt(transaction, &mut conflicts).await {
                 Ok(()) => {
                     applied.note(conflicts);
+                    self.merged.clear();
                     return Ok(());
                 }
+                Err(ApplyError::Detour(detour)) => self.take(*detour).await?,
                 Err(error) if error.is_lost() => return Err(error),
                 Err(error) => {
                     self.session.ask("ROLLBACK", &[]).await?;
@@ -50,6 +53,14 @@ impl Applier {
                 }
             }
         }
+    }
+
+    /// Makes a detour, after which the transaction begins anew.
+    pub(super) async fn take(&mut self, detour: Detour) -> Result<(), ApplyError> {
+        self.session.ask("ROLLBACK", &[]).await?;
+        self.merge(&detour).await?;
+        self.merged.insert((detour.target.mapping.relation.id, detour.op));
+        Ok(())
     }
 
     async fn attempt(
@@ -86,7 +97,7 @@ impl Applier {
     async fn row(
         &mut self,
         transaction: &Prepared,
-        target: &Target,
+        target: &Arc<Target>,
         op: &Op,
     ) -> Result<Option<&'static str>, ApplyError> {
         for _ in 0..LOOKS_MAX {
@@ -105,6 +116,14 @@ impl Applier {
             {
                 // It overwrites just what its writer saw, so nobody disagrees.
                 verdict.conflict = None;
+            }
+            if let (Local::Row(version), Action::Keep) = (found.local, verdict.action)
+                && target.mapping.shape.merges()
+                && matches!(op, Op::Insert { .. } | Op::Update { .. })
+                && !self.merged.contains(&(target.mapping.relation.id, op.clone()))
+            {
+                let detour = Detour { target: target.clone(), op: op.clone(), version };
+                return Err(ApplyError::Detour(Box::new(detour)));
             }
             let done = self.carry_out(transaction, target, op, &found, verdict).await;
             if done.map_err(|error| refused(error, target, op, transaction))? {
@@ -223,6 +242,7 @@ impl Applier {
         let table = shape.oid.to_string();
         let kind = verdict.conflict.map_or("", antiphon_core::mesh::Conflict::name);
         let resolution = match verdict.action {
+            Action::Apply | Action::Keep if shape.merges() && found.row.is_some() => "merge",
             Action::Apply | Action::Bury => "apply_remote",
             Action::Keep | Action::Stop => "keep_local",
         };

@@ -18,8 +18,12 @@ impl Applier {
         if ops.len() < MANY {
             return ops.iter().try_for_each(|(target, op)| self.put_one(target, op, seen));
         }
+        // What merges keeps what every single change brings, and a row that was deleted in between begins anew.
+        let (merging, plain): (Vec<_>, Vec<_>) =
+            ops.iter().partition(|(target, _)| target.mapping.shape.merges());
+        merging.iter().try_for_each(|(target, op)| self.put_one(target, op, seen))?;
         let mut targets: HashMap<u32, &Arc<Target>> = HashMap::new();
-        let changes = ops.iter().map(|(target, op)| {
+        let changes = plain.iter().map(|(target, op)| {
             let id = target.mapping.relation.id;
             targets.insert(id, target);
             (id, op.key(&target.mapping.shape), op)
@@ -40,7 +44,7 @@ impl Applier {
             // In this order a unique value that one row gives up is free for another.
             self.put_deletes(target, &deleted, seen)?;
             self.put_updates(target, &updated.collect::<Vec<_>>(), seen)?;
-            self.put_inserts(target, &inserted.collect::<Vec<_>>())?;
+            self.put_inserts(target, &inserted.collect::<Vec<_>>(), seen)?;
             for (_, key, _) in of_table().filter(|(.., net)| *net == Net::Bury) {
                 let params: Vec<_> = key.iter().map(|value| Param::Text(value.as_deref())).collect();
                 self.session.put(target.bury_absent, &params)?;
@@ -51,15 +55,16 @@ impl Applier {
 
     fn put_one(&mut self, target: &Target, op: &Op, seen: i64) -> Result<(), WireError> {
         match op {
-            Op::Insert { row } => self.put_insert(target, row),
+            Op::Insert { row } => self.put_insert(target, row, seen),
             Op::Update { row, .. } => self.put_update(target, row, seen),
             Op::Delete { key, .. } => self.put_delete(target, key, seen),
             Op::Truncate => unreachable!("a truncation goes the careful way"),
         }
     }
 
-    fn put_insert(&mut self, target: &Target, row: &[Text]) -> Result<(), WireError> {
-        let params: Vec<_> = row.iter().map(|value| Param::Text(value.as_deref())).collect();
+    fn put_insert(&mut self, target: &Target, row: &[Text], seen: i64) -> Result<(), WireError> {
+        let values = row.iter().map(|value| Param::Text(value.as_deref()));
+        let params: Vec<_> = values.chain(self.seen(seen)).collect();
         self.session.put(target.one.insert, &params)
     }
 
@@ -75,13 +80,13 @@ impl Applier {
         self.session.put(target.one.delete, &params)
     }
 
-    fn put_inserts(&mut self, target: &Target, rows: &[&[Text]]) -> Result<(), WireError> {
+    fn put_inserts(&mut self, target: &Target, rows: &[&[Text]], seen: i64) -> Result<(), WireError> {
         if rows.len() < MANY {
-            return rows.iter().try_for_each(|row| self.put_insert(target, row));
+            return rows.iter().try_for_each(|row| self.put_insert(target, row, seen));
         }
         let all: Vec<usize> = (0..target.mapping.shape.columns.len()).collect();
         self.put_arrays(target.many.insert, rows, &all, &[])?;
-        self.put_arrays(target.alive_many, rows, &target.mapping.shape.key, &[])
+        self.put_arrays(target.alive_many, rows, &target.mapping.shape.key, &self.seen(seen))
     }
 
     fn put_updates(&mut self, target: &Target, rows: &[&[Text]], seen: i64) -> Result<(), WireError> {

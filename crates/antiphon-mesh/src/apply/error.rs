@@ -3,6 +3,7 @@
 use antiphon_core::Lsn;
 use thiserror::Error;
 
+use super::merge::Detour;
 use crate::announcement::NoAnnouncement;
 use crate::name::TableName;
 use crate::row::Misfit;
@@ -60,6 +61,9 @@ pub enum ApplyError {
     /// Its announcements make no sense.
     #[error(transparent)]
     Announcement(#[from] NoAnnouncement),
+    /// Something has to be merged first.
+    #[error("a row has to be merged first")]
+    Detour(Box<Detour>),
     /// Others write the same rows all the time.
     #[error(
         "gave up on a row of {table}, key {key}, which others insert and delete all the time: it is tried again"

@@ -31,9 +31,11 @@ impl Applier {
                 Ok(Some(rows)) => {
                     applied.count(rows);
                     applied.note(conflicts);
+                    self.merged.clear();
                     return Ok(());
                 }
                 Ok(None) => {}
+                Err(ApplyError::Detour(detour)) => self.take(*detour).await?,
                 Err(error) if error.is_lost() => return Err(error),
                 Err(error) => {
                     self.session.ask("ROLLBACK", &[]).await?;

@@ -11,9 +11,10 @@ mod chunk;
 mod error;
 mod fast;
 mod large;
+mod merge;
 mod target;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use antiphon_core::Lsn;
@@ -21,6 +22,7 @@ use antiphon_core::mesh::{CommitTime, NodeId, Reached, Version};
 use bytes::Bytes;
 
 pub use self::error::ApplyError;
+pub use self::merge::Merger;
 use self::target::Target;
 use crate::announcement::{Announcement, PREFIX};
 use crate::name::TableName;
@@ -72,6 +74,9 @@ pub struct Applier {
     tables: HashMap<TableName, Arc<Shape>>,
     targets: HashMap<u32, Arc<Target>>,
     steps: Steps,
+    merger: Merger,
+    /// What the transaction at hand has merged into rows that it loses against.
+    merged: HashSet<(u32, Op)>,
     /// What the source had applied of everybody when it wrote what comes now.
     seen: Arc<Reached>,
     /// No change of a third node that is older than this can arrive any more.
@@ -103,6 +108,7 @@ impl Applier {
         identity: Identity,
         tables: Vec<Shape>,
         steps: Steps,
+        merger: Merger,
         seen: Reached,
         from: Resume,
     ) -> Self {
@@ -113,6 +119,8 @@ impl Applier {
             tables,
             targets: HashMap::new(),
             steps,
+            merger,
+            merged: HashSet::new(),
             seen: Arc::new(seen),
             settled: CommitTime::UNKNOWN,
             progress: from.progress,

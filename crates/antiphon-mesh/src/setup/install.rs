@@ -4,6 +4,7 @@ use antiphon_core::mesh::NodeId;
 use tokio_postgres::Client;
 
 use super::SetupError;
+use crate::crdt;
 use crate::members::Names;
 use crate::name::{Quoted, TableName};
 use crate::shape::{CATALOGUE, Shape};
@@ -13,7 +14,8 @@ const TABLE: &str = include_str!("../sql/table.sql");
 
 /// Makes the schema, or what is missing of it.
 pub(super) async fn schema(client: &Client) -> Result<(), SetupError> {
-    Ok(client.batch_execute(SCHEMA).await?)
+    client.batch_execute(SCHEMA).await?;
+    Ok(client.batch_execute(crdt::SETUP).await?)
 }
 
 /// Makes the replication origins that stand for a node here: what its link writes with, unless the node is this one,

@@ -1,5 +1,6 @@
 //! Making a database a node: the first one, one more, and no more.
 
+mod add;
 mod copy;
 mod create;
 mod install;
@@ -12,6 +13,7 @@ use thiserror::Error;
 use crate::node::{NodeError, explain};
 use crate::wire::WireError;
 
+pub use add::{Addition, add_table, types};
 pub use create::{Creation, create};
 pub use join::{Joining, Progress, join};
 pub use leave::{Leaving, leave};

@@ -9,6 +9,9 @@ SELECT pg_catalog.json_build_object(
             'name', a.attname,
             'type', pg_catalog.format_type(a.atttypid, a.atttypmod),
             'array', (SELECT y.typcategory = 'A' FROM pg_catalog.pg_type y WHERE y.oid = a.atttypid),
+            'merges', EXISTS (
+                SELECT FROM pg_catalog.pg_type y
+                WHERE y.oid = a.atttypid AND y.typtype = 'd' AND y.typnamespace = 'antiphon'::regnamespace),
             'identity_always', a.attidentity = 'a',
             'equals', (
                 SELECT pg_catalog.format('OPERATOR(%I.%s)', s.nspname, o.oprname)

@@ -84,6 +84,13 @@ CREATE OR REPLACE FUNCTION antiphon.node_id() RETURNS smallint
     LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = ''
     AS 'SELECT node FROM antiphon.mesh';
 
+-- Whether a row was written by a transaction that a writer did not know, who had seen everything up to a time and what
+-- came by an origin. What this transaction wrote itself has no time yet, and is known.
+CREATE OR REPLACE FUNCTION antiphon.unseen(written xid, seen timestamptz, origin oid) RETURNS boolean
+    LANGUAGE sql VOLATILE PARALLEL RESTRICTED
+    AS 'SELECT coalesce(pg_catalog.pg_xact_commit_timestamp(written) OPERATOR(pg_catalog.>) seen
+        AND (pg_catalog.pg_xact_commit_timestamp_origin(written)).roident OPERATOR(pg_catalog.<>) origin, false)';
+
 -- Users' deletes write tombstones through functions that belong to the schema's owner; of the schema itself they
 -- need to see nothing but its functions.
 GRANT USAGE ON SCHEMA antiphon TO PUBLIC;

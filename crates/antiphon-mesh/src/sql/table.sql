@@ -30,12 +30,14 @@ BEGIN
     RETURN NULL;
 END $f$;
 
--- For the applier, once it has written a row: an error if the row was deleted here at any time that is remembered.
-CREATE OR REPLACE FUNCTION antiphon.alive_{n}({parameters}) RETURNS void
+-- For the applier, once it has written a row: an error if the row was deleted here and its writer did not know. It
+-- knew of what it had seen up to a time, and of what its own node did, which has this origin here.
+CREATE OR REPLACE FUNCTION antiphon.alive_{n}({parameters}, seen timestamptz, origin oid) RETURNS void
     LANGUAGE plpgsql VOLATILE AS $f$
 BEGIN
-    IF EXISTS (SELECT FROM antiphon.gone_{n} g WHERE {is_key})
-        OR EXISTS (SELECT FROM antiphon.truncations WHERE id OPERATOR(pg_catalog.=) {n}) THEN
+    IF EXISTS (SELECT FROM antiphon.gone_{n} g WHERE {is_key} AND antiphon.unseen(g.xmin, seen, origin))
+        OR EXISTS (SELECT FROM antiphon.truncations t WHERE t.id OPERATOR(pg_catalog.=) {n}
+            AND antiphon.unseen(t.xmin, seen, origin)) THEN
         RAISE EXCEPTION 'antiphon: this row was deleted' USING ERRCODE = 'AN001';
     END IF;
 END $f$;

@@ -2,6 +2,7 @@
 //! they are searched for. What must hold on every release runs on every one that is here.
 
 mod apply;
+mod merge;
 mod mesh;
 #[path = "../support/mod.rs"]
 mod support;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use antiphon_mesh::dsn::Dsn;
+use antiphon_mesh::name::TableName;
 use antiphon_mesh::node::{self, Config};
-use antiphon_mesh::setup::{Creation, Joining, create, join};
+use antiphon_mesh::setup::{Addition, Creation, Joining, add_table, create, join};
 use antiphon_mesh::standing::Standing;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -155,6 +156,21 @@ impl Mesh {
             assert_eq!(self.text(nth, query).await, first, "node {} differs from the first", nth + 1);
         }
         first
+    }
+
+    /// Makes a table on every node and lets it take part.
+    pub(crate) async fn add_table(&self, statement: &str, table: &str) {
+        for nth in 0..self.nodes.len() {
+            self.run(nth, statement).await;
+        }
+        let (schema, name) = table.split_once('.').expect("a schema and a name");
+        let addition = Addition {
+            connect: dsn(&self.nodes[0].server.dsn()),
+            table: TableName::new(schema, name),
+            peers: BTreeMap::new(),
+            env: BTreeMap::new(),
+        };
+        add_table(&addition).await.expect("one more table");
     }
 
     /// Kills a server and starts it again.

@@ -30,6 +30,10 @@ enum Verb {
     Create(setup::CreateArgs),
     /// Let this node's database, whose tables are empty, join a mesh
     Join(setup::JoinArgs),
+    /// Let one more table take part, which is on every node, the same and empty
+    AddTable(setup::AddTableArgs),
+    /// Make the data types whose values merge, so that tables can have them before their database joins
+    Types(setup::TypesArgs),
     /// Take this node out, or another one that is gone
     Leave(setup::LeaveArgs),
     /// Show how every node looks from this one; exit code 1 if a link is not well
@@ -56,6 +60,8 @@ pub(super) async fn mesh(args: MeshArgs) -> Result<(), Failure> {
     match args.verb {
         Verb::Create(args) => setup::create(args).await,
         Verb::Join(args) => setup::join(args).await,
+        Verb::AddTable(args) => setup::add_table(args).await,
+        Verb::Types(args) => setup::types(args).await,
         Verb::Leave(args) => setup::leave(args).await,
         Verb::Status(args) => show::status(&args).await,
         Verb::Conflicts(args) => show::conflicts(&args).await,

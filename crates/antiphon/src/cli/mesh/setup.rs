@@ -4,7 +4,8 @@ use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
 use antiphon_mesh::dsn::Dsn;
-use antiphon_mesh::setup::{self, Creation, Joining, Leaving, Progress};
+use antiphon_mesh::name::TableName;
+use antiphon_mesh::setup::{self, Addition, Creation, Joining, Leaving, Progress};
 use clap::Args;
 
 use super::{FileArgs, not_set_up};
@@ -31,6 +32,23 @@ pub(super) struct JoinArgs {
     /// A connection string of a node that takes part already; the rows come from it
     #[arg(long, value_name = "CONNECTION")]
     from: String,
+}
+
+/// `mesh add-table`.
+#[derive(Debug, Args)]
+pub(super) struct AddTableArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// The table, as SCHEMA.TABLE
+    #[arg(long, value_name = "TABLE")]
+    table: String,
+}
+
+/// `mesh types`.
+#[derive(Debug, Args)]
+pub(super) struct TypesArgs {
+    #[command(flatten)]
+    file: FileArgs,
 }
 
 /// `mesh leave`.
@@ -117,6 +135,27 @@ impl Bar {
         }
         self.drawn = terminal && matches!(progress, Progress::Copying { .. });
     }
+}
+
+pub(super) async fn add_table(args: AddTableArgs) -> Result<(), Failure> {
+    let own = args.file.read()?;
+    let (schema, name) = args.table.split_once('.').unwrap_or(("public", &args.table));
+    let addition = Addition {
+        connect: own.file.connect.clone(),
+        table: TableName::new(schema, name),
+        peers: own.file.peers.clone(),
+        env: own.env.clone(),
+    };
+    setup::add_table(&addition).await.map_err(|error| not_set_up(&own, error))?;
+    println!("{} takes part on every node", addition.table);
+    Ok(())
+}
+
+pub(super) async fn types(args: TypesArgs) -> Result<(), Failure> {
+    let own = args.file.read()?;
+    setup::types(&own.file.connect).await.map_err(|error| not_set_up(&own, error))?;
+    println!("the types are there, in schema antiphon");
+    Ok(())
 }
 
 pub(super) async fn leave(args: LeaveArgs) -> Result<(), Failure> {
