@@ -48,6 +48,26 @@ struct Text {
     applied: BTreeMap<u16, i64>,
 }
 
+/// What was applied of each node, as text to be kept.
+#[must_use]
+pub fn reached_text(reached: &Reached) -> String {
+    let times: BTreeMap<u16, i64> = reached.iter().map(|(node, at)| (node.number(), at.0)).collect();
+    serde_json::to_string(&times).expect("a map of numbers has a text")
+}
+
+/// The same, read again.
+///
+/// # Errors
+/// If that is no such text.
+pub fn parse_reached(text: &str) -> Result<Reached, NoAnnouncement> {
+    let times: BTreeMap<u16, i64> = serde_json::from_str(text)?;
+    let mut reached = Reached::default();
+    for (node, at) in times {
+        reached.advance(NodeId::new(node).ok_or(NoAnnouncement::Nobody)?, CommitTime(at));
+    }
+    Ok(reached)
+}
+
 impl Announcement {
     /// As it stands in the log.
     #[must_use]

@@ -8,6 +8,7 @@ use antiphon_core::Lsn;
 use antiphon_core::mesh::{CommitTime, NodeId, Reached};
 use thiserror::Error;
 
+use crate::announcement::parse_reached;
 use crate::apply::{Applier, ApplyError, Identity, Merger, Resume};
 use crate::dsn::Dsn;
 use crate::manage::id;
@@ -20,7 +21,7 @@ use crate::wire::replication::{Frame, Replication};
 use crate::wire::{Connection, Kind, WireError};
 
 /// Most transactions that are put together before they are applied.
-const BATCH_MAX: usize = 256;
+const BATCH_MAX: usize = 1000;
 /// How often the source hears how far its changes are safe here, at least.
 const CONFIRM_EVERY: Duration = Duration::from_millis(500);
 /// How long after a failure it is tried again: the first time, and at most.
@@ -134,11 +135,14 @@ struct Flow<'a> {
 async fn once(ends: &Ends, standing: &Standing) -> Result<std::convert::Infallible, LinkError> {
     let control = ends.local.control("antiphon mesh link").await?;
     standing.read_server_clock(&control).await?;
-    let (tables, identity, from) = look(ends, &control).await?;
+    let (tables, identity, from, before) = look(ends, &control).await?;
     let progress = from.progress;
     let session = Session::open(&ends.local, &ends.names.origin(ends.source.id)).await?;
     let members = members::read(&control).await?;
-    let seen = seen_at_first(&members, ends.source.id);
+    let mut seen = seen_at_first(&members, ends.source.id);
+    for (node, at) in before.iter() {
+        seen.advance(node, at);
+    }
     drop(control);
 
     let mut connection =
@@ -298,7 +302,7 @@ fn seen_at_first(members: &[Member], source: NodeId) -> Reached {
 async fn look(
     ends: &Ends,
     control: &tokio_postgres::Client,
-) -> Result<(Vec<Shape>, Identity, Resume), LinkError> {
+) -> Result<(Vec<Shape>, Identity, Resume, Reached), LinkError> {
     let missing = |what: &str| LinkError::NotSetUp(format!("{what}: run `antiphon mesh join` again"));
     control.batch_execute("SET search_path = ''").await?;
     let mut tables = Vec::new();
@@ -324,14 +328,17 @@ async fn look(
         }
     }
     let origin = origin.ok_or_else(|| missing("there is no replication origin for it"))?;
-    let progress = "SELECT p.lsn::text, l.skip::text FROM antiphon.progress p \
+    let progress = "SELECT p.lsn::text, l.skip::text, l.seen::text FROM antiphon.progress p \
                     LEFT JOIN antiphon.links l ON l.node = p.node WHERE p.node = $1";
     let row = control.query_opt(progress, &[&id(ends.source.id)]).await?;
     let row = row.ok_or_else(|| missing("nothing says how far it is applied"))?;
     let lsn = |text: &str| text.parse::<Lsn>().map_err(|error| LinkError::NotSetUp(error.to_string()));
     let from =
         Resume { progress: lsn(row.get(0))?, skip: row.get::<_, Option<&str>>(1).map(lsn).transpose()? };
-    Ok((tables, Identity { source: ends.source.id, origin, nodes }, from))
+    // What is written down was written after what it speaks of was applied: it holds for all that comes now.
+    let seen = row.get::<_, Option<&str>>(2).map(parse_reached).transpose();
+    let seen = seen.map_err(|error| LinkError::NotSetUp(error.to_string()))?.unwrap_or_default();
+    Ok((tables, Identity { source: ends.source.id, origin, nodes }, from, seen))
 }
 
 /// This machine's clock, in microseconds since 2000.

@@ -138,6 +138,29 @@ pub async fn pause(client: &Client, node: Option<&str>, paused: bool) -> Result<
     }
 }
 
+/// How often a wait looks.
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(50);
+
+/// Waits until everything that was committed anywhere before now is applied here; gives the nodes of which it is not
+/// after this long.
+///
+/// # Errors
+/// If the node's database fails.
+pub async fn wait(client: &Client, patience: std::time::Duration) -> Result<Vec<String>, NodeError> {
+    let now: String = client.query_one("SELECT pg_catalog.clock_timestamp()::text", &[]).await?.get(0);
+    let late = "SELECT n.name FROM antiphon.nodes n CROSS JOIN antiphon.mesh m LEFT JOIN antiphon.links l ON l.node = n.id \
+        WHERE n.state = 'active' AND n.id <> m.node \
+        AND coalesce(l.complete_to, '-infinity') < $1::text::timestamptz ORDER BY n.id";
+    let deadline = std::time::Instant::now() + patience;
+    loop {
+        let rows = client.query(late, &[&now]).await?;
+        if rows.is_empty() || std::time::Instant::now() >= deadline {
+            return Ok(rows.iter().map(|row| row.get(0)).collect());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
 /// Sets aside the transaction of a node that cannot be applied: its rows go to `antiphon.set_aside`. Gives where in
 /// the node's log it ends.
 ///

@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use antiphon_core::mesh::{CommitTime, Completeness, NodeId};
+use antiphon_core::mesh::{CommitTime, Completeness, NodeId, Reached};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
-use crate::announcement::{Announcement, PREFIX};
+use crate::announcement::{self, Announcement, PREFIX};
 use crate::dsn::Dsn;
 use crate::link::{self, Ends};
 use crate::members::{self, Member, Names};
@@ -281,16 +281,18 @@ async fn write_down(
 ) -> Result<(), NodeError> {
     let number = i16::try_from(node.number()).expect("numbers are smallint");
     let complete_to = (complete_to != CommitTime::UNKNOWN).then_some(complete_to.0);
-    let upsert = "INSERT INTO antiphon.links AS l (node, state, message, complete_to, applied, failed) \
-        VALUES ($1, $2, $3, timestamptz '2000-01-01 00:00:00+00' + $4::bigint * interval '1 microsecond', $5, $6::text::pg_lsn) \
+    let upsert = "INSERT INTO antiphon.links AS l (node, state, message, complete_to, applied, failed, seen) \
+        VALUES ($1, $2, $3, timestamptz '2000-01-01 00:00:00+00' + $4::bigint * interval '1 microsecond', $5, $6::text::pg_lsn, $7::text::jsonb) \
         ON CONFLICT (node) DO UPDATE SET state = excluded.state, message = excluded.message, at = excluded.at, \
         complete_to = coalesce(excluded.complete_to, l.complete_to), applied = excluded.applied, \
-        failed = excluded.failed";
+        failed = excluded.failed, seen = coalesce(excluded.seen, l.seen)";
     let transactions = i64::try_from(link.transactions).unwrap_or(i64::MAX);
     let state = link.state.name();
+    // A link that has applied nothing yet knows less than what is written down.
+    let seen = (link.seen != Reached::default()).then(|| announcement::reached_text(&link.seen));
     let failed = link.failed.map(|failed| failed.to_string());
     transaction
-        .execute(upsert, &[&number, &state, &link.message, &complete_to, &transactions, &failed])
+        .execute(upsert, &[&number, &state, &link.message, &complete_to, &transactions, &failed, &seen])
         .await?;
     // What had nothing for us leaves no trace in the progress but this.
     let lsn = link.applied.to_string();

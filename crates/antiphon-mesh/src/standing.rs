@@ -50,6 +50,8 @@ pub struct Link {
     pub applied: Lsn,
     /// Everything of the node before here is applied and will not be lost.
     pub safe: Lsn,
+    /// What the node had seen of the others when it wrote what was applied last.
+    pub seen: Reached,
     /// Where the transaction ends that cannot be applied.
     pub failed: Option<Lsn>,
     /// Transactions applied since the link was made.
@@ -83,6 +85,7 @@ impl Default for Link {
             message: None,
             applied: Lsn::default(),
             safe: Lsn::default(),
+            seen: Reached::default(),
             failed: None,
             transactions: 0,
             rows: 0,
@@ -166,6 +169,7 @@ impl Standing {
         self.link(node, |link| {
             link.transactions += applied.transactions;
             link.rows += applied.rows;
+            link.seen.clone_from(&applied.seen);
             for (kind, count) in &applied.conflicts {
                 *link.conflicts.entry(kind).or_default() += count;
             }

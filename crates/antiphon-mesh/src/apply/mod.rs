@@ -42,6 +42,8 @@ pub struct Applied {
     pub conflicts: HashMap<&'static str, u64>,
     /// Everything of the node up to here is applied.
     pub end: Option<Lsn>,
+    /// What the source had seen of everybody at the end of the batch.
+    pub seen: Reached,
     /// The node's last announcement said that its log was complete up to here, and all before it is applied.
     pub complete_to: Option<CommitTime>,
 }
@@ -164,6 +166,7 @@ impl Applier {
         }
         self.all(&group, &mut applied).await?;
         applied.end = batch.last().map(|last| last.end);
+        applied.seen = Reached::clone(&self.seen);
         self.progress = self.progress.max(applied.end.unwrap_or_default());
         Ok(applied)
     }

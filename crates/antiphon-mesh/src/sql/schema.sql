@@ -44,6 +44,7 @@ CREATE TABLE IF NOT EXISTS antiphon.links (
     state text NOT NULL,
     message text,
     complete_to timestamptz,
+    seen jsonb,
     paused boolean NOT NULL DEFAULT false,
     failed pg_lsn,
     skip pg_lsn,

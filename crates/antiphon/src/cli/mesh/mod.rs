@@ -40,6 +40,8 @@ enum Verb {
     Status(show::StatusArgs),
     /// Show the conflicts that were met here
     Conflicts(show::ConflictsArgs),
+    /// Wait until everything that was committed anywhere before now is applied here
+    Wait(steer::WaitArgs),
     /// Stop applying what other nodes write; their logs are kept
     Pause(steer::PauseArgs),
     /// Apply again what other nodes write
@@ -65,6 +67,7 @@ pub(super) async fn mesh(args: MeshArgs) -> Result<(), Failure> {
         Verb::Leave(args) => setup::leave(args).await,
         Verb::Status(args) => show::status(&args).await,
         Verb::Conflicts(args) => show::conflicts(&args).await,
+        Verb::Wait(args) => steer::wait(&args).await,
         Verb::Pause(args) => steer::pause(&args, true).await,
         Verb::Resume(args) => steer::pause(&args, false).await,
         Verb::Skip(args) => steer::skip(&args).await,

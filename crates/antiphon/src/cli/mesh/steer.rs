@@ -1,5 +1,7 @@
 //! `mesh pause`, `mesh resume`, `mesh skip`.
 
+use std::time::Duration;
+
 use antiphon_mesh::manage;
 use clap::Args;
 
@@ -14,6 +16,16 @@ pub(super) struct PauseArgs {
     /// Only what this node writes
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
+}
+
+/// `mesh wait`.
+#[derive(Debug, Args)]
+pub(super) struct WaitArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// For at most so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout: u64,
 }
 
 /// `mesh skip`.
@@ -35,6 +47,16 @@ pub(super) async fn pause(args: &PauseArgs, paused: bool) -> Result<(), Failure>
         if names.is_empty() { "nobody else takes part; nothing".into() } else { names.join(", ") }
     );
     Ok(())
+}
+
+pub(super) async fn wait(args: &WaitArgs) -> Result<(), Failure> {
+    let client = args.file.database().await?;
+    let late = manage::wait(&client, Duration::from_secs(args.timeout)).await.map_err(refused)?;
+    if late.is_empty() {
+        println!("everything that was committed before is applied here");
+        return Ok(());
+    }
+    Err(Failure::Refused(format!("what {} had committed is not all applied here yet", late.join(", "))))
 }
 
 pub(super) async fn skip(args: &SkipArgs) -> Result<(), Failure> {
