@@ -26,6 +26,7 @@ usage: scripts/servers.sh WHAT...
   pgbouncer            PgBouncer, from apt
   pgbouncer-newest     the newest PgBouncer that Debian has, in a folder of its own
   pgpool               Pgpool-II, from apt
+  pglogical            PostgreSQL as the system has it and pglogical, in a folder of their own
   patroni              Patroni 4.1 in a Python environment of its own
   ab                   ab, which puts load on an HTTP API, from apt
   net                  ip and nft, for tests that cut the network
@@ -336,6 +337,28 @@ get_patroni() {
   say "Patroni: $("$BIN/patroni" --version)"
 }
 
+# A copy of the system's PostgreSQL finds what it loads by its own place; pglogical is put beside that.
+get_pglogical() {
+  local root=$CACHE/pglogical major package
+  ensure_postgresql
+  major=$("$BIN/postgres" --version | sed -E 's/^[^0-9]*([0-9]+).*/\1/')
+  package=postgresql-$major-pglogical
+  [[ $BIN == "/usr/lib/postgresql/$major/bin" ]] || die "pglogical: only beside a PostgreSQL that comes from apt"
+  BIN=$root/usr/lib/postgresql/$major/bin
+  if is_complete "$root" && [[ -d $BIN ]]; then return; fi
+  say "downloading $package from apt into $root"
+  start_folder "$root"
+  apt_lists_are_fresh || apt-get -q update >&2 || say "apt-get update had errors; going on with the lists that are there"
+  mkdir -p "$root/usr/lib/postgresql" "$root/usr/share/postgresql"
+  cp -a "/usr/lib/postgresql/$major" "$root/usr/lib/postgresql/"
+  cp -a "/usr/share/postgresql/$major" "$root/usr/share/postgresql/"
+  (cd "$root" && apt-get -q -o "APT::Sandbox::User=$(id -un)" download "$package" >&2) ||
+    die "apt has no $package: bench-mesh can do without, give it no --pglogical"
+  dpkg-deb -x "$root"/"$package"_*.deb "$root"
+  rm -f "$root"/*.deb
+  touch "$root/.complete"
+}
+
 get_program() {
   local program=$1 path
   shift
@@ -375,6 +398,7 @@ main() {
     pgbouncer) get_program pgbouncer pgbouncer ;;
     pgbouncer-newest) pgbouncer_newest ;;
     pgpool) get_program pgpool pgpool2 ;;
+    pglogical) get_pglogical ;;
     ab) get_program ab apache2-utils ;;
     patroni) get_patroni ;;
     net)
