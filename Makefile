@@ -6,7 +6,7 @@ ARGS ?=
 FAULTS ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix sim faults bench-failover bench-agent bench-router
+.PHONY: help demo test check fix sim faults bench-failover bench-agent bench-router bench-mesh
 
 help: ## list these targets
 	@echo 'Antiphon: make TARGET'
@@ -60,3 +60,10 @@ bench-router: ## what a query costs in the router, beside PgBouncer, HAProxy and
 	cargo build --release -p antiphon -p antiphon-bench
 	@postgresql=$$($(SERVERS) ensure) && newest=$$($(SERVERS) pgbouncer-newest) && \
 	cargo run --release -q -p antiphon-bench -- router --postgresql "$$postgresql" --pgbouncer-newest "$$newest" $(ARGS)
+
+bench-mesh: ## how fast changes go from one leader to another, beside subscriptions and pglogical (root; an hour)
+	@$(SERVERS) toolchain >/dev/null
+	cargo build --release -p antiphon -p antiphon-bench
+	@postgresql=$$($(SERVERS) ensure) && pglogical=$$($(SERVERS) pglogical || true) && \
+	cargo run --release -q -p antiphon-bench -- mesh --postgresql "$$postgresql" \
+	$${pglogical:+--pglogical "$$pglogical"} $(ARGS)

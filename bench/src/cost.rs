@@ -70,6 +70,12 @@ pub(crate) fn sum(pids: &[i32]) -> Cost {
     })
 }
 
+/// The most memory of a process that was ever resident, in bytes; nothing if it has ended.
+pub(crate) fn peak_rss(pid: i32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    Some(field(&status, "VmHWM:")? * 1024)
+}
+
 /// A process and all that descend from it, itself first.
 pub(crate) fn family(pid: i32) -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();

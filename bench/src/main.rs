@@ -2,15 +2,17 @@
 //!
 //! `failover` asks how long writes stop when a leader fails, and whether acknowledged writes are lost; `agent`
 //! asks what the agent costs and how fast its API answers; `router` asks what a query costs on its way through a
-//! proxy. Each node is a network namespace on one bridge, the client another; the program starts itself once more
-//! inside the client's namespace, so that it reaches the nodes only over that bridge. It needs root, touches no
-//! other network and no PostgreSQL but its own, and takes everything down again at the end.
+//! proxy. For these each node is a network namespace on one bridge, the client another; the program starts itself
+//! once more inside the client's namespace, so that it reaches the nodes only over that bridge. It needs root, touches
+//! no other network and no PostgreSQL but its own, and takes everything down again at the end. `mesh` asks how fast
+//! changes go from one leader to another; its servers are on this host, and it needs none of that.
 
 mod agent;
 mod client;
 mod cost;
 mod events;
 mod load;
+mod mesh;
 mod net;
 mod process;
 mod relay;
@@ -41,6 +43,8 @@ struct Cli {
 enum Order {
     #[command(flatten)]
     Question(Question),
+    /// How fast do changes go from one leader to another, and at what cost?
+    Mesh(mesh::Wanted),
     /// Copies bytes between connections; `router` starts it as the floor of what a proxy costs.
     #[command(hide = true)]
     Relay(relay::Wanted),
@@ -108,6 +112,7 @@ const NET_VARIABLE: &str = "ANTIPHON_BENCH_NET";
 async fn main() -> ExitCode {
     let done = match (Cli::parse().order, std::env::var(NET_VARIABLE)) {
         (Order::Relay(wanted), _) => relay::run(&wanted).map(|()| ExitCode::SUCCESS),
+        (Order::Mesh(wanted), _) => mesh::run(&wanted).await,
         (Order::Question(question), Ok(prefix)) => run_inside(&question, Net::existing(prefix)).await,
         (Order::Question(_), Err(_)) => run_outside().await,
     };
@@ -199,6 +204,11 @@ impl Programs {
     /// PostgreSQL's bin directory.
     pub(crate) fn postgresql(&self) -> &std::path::Path {
         &self.postgresql
+    }
+
+    /// Whether files are kept.
+    pub(crate) fn keeps(&self) -> bool {
+        self.keep
     }
 
     /// Patroni's bin directory, when one was given.
