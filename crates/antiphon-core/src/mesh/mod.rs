@@ -3,11 +3,13 @@
 //! A row's winner is the greatest [`Version`] over all writes and deletes that it ever had, on every node and in
 //! whatever order they arrive. Everything here follows from that one line. Nothing here knows SQL.
 
+pub mod agreement;
 pub mod conflict;
 pub mod resolve;
 pub mod version;
 pub mod watermark;
 
+pub use agreement::{Choice, Content, Judgement, Sight, Sights};
 pub use conflict::Conflict;
 pub use resolve::{Change, Local, Resolver, Verdict, resolve};
 pub use version::{CommitTime, NodeId, Version};
