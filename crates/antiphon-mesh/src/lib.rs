@@ -23,4 +23,5 @@ pub mod setup;
 pub mod shape;
 pub mod standing;
 pub mod transaction;
+pub mod verify;
 pub mod wire;

@@ -238,7 +238,23 @@ impl Session {
         self.settle().await
     }
 
-    /// Sends what was put and gives what the last statement gave.
+    /// Runs one statement once for each of these and waits for the rows of all, one after the other.
+    ///
+    /// # Errors
+    /// If the server refuses one or the connection fails.
+    pub async fn ask_each<'a, P: AsRef<[Param<'a>]>>(
+        &mut self,
+        sql: &str,
+        each: impl IntoIterator<Item = P>,
+    ) -> Result<Answer, WireError> {
+        let statement = self.prepare(sql).await?;
+        for params in each {
+            self.put(statement, params.as_ref())?;
+        }
+        self.settle().await
+    }
+
+    /// Sends what was put and gives the rows of all of it.
     async fn settle(&mut self) -> Result<Answer, WireError> {
         self.writer.sync();
         let (reader, writer) = (&mut self.reader, &mut self.writer);

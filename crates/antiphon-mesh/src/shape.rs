@@ -92,7 +92,7 @@ impl Shape {
     }
 
     /// `key = $first AND ...`, of the table called `alias`.
-    fn key_is(&self, alias: &str, first: usize) -> String {
+    pub(crate) fn key_is(&self, alias: &str, first: usize) -> String {
         let equal = |(nth, at): (usize, &usize)| {
             let column = &self.columns[*at];
             let operator = column.equals.as_deref().unwrap_or("OPERATOR(pg_catalog.=)");
@@ -236,6 +236,12 @@ impl Shape {
             Self::parameters(1, self.key.len()),
             self.renew(),
         )
+    }
+
+    /// Forgets a tombstone. Parameters: the key.
+    #[must_use]
+    pub fn unbury(&self) -> String {
+        format!("DELETE FROM {} t WHERE {}", self.tombstones(), self.key_is("t", 1))
     }
 
     fn renew(&self) -> String {
@@ -387,7 +393,7 @@ pub const LOOK_FOR_TRUNCATION: &str = "SELECT (extract(epoch FROM pg_catalog.pg_
 
 /// When (microseconds since 2000) and where (a replication origin's number here) a row of `t` was written.
 /// No row of this transaction's own has a time yet, nor has one that is older than what the server remembers.
-const WRITTEN: &str = "(extract(epoch FROM pg_catalog.pg_xact_commit_timestamp(t.xmin)) * 1000000 - 946684800000000)::bigint, \
+pub(crate) const WRITTEN: &str = "(extract(epoch FROM pg_catalog.pg_xact_commit_timestamp(t.xmin)) * 1000000 - 946684800000000)::bigint, \
      (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident";
 
 /// An error unless `c` has a row.

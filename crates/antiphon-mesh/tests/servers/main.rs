@@ -6,4 +6,5 @@ mod merge;
 mod mesh;
 #[path = "../support/mod.rs"]
 mod support;
+mod verify;
 mod wire;

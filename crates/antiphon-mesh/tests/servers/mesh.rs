@@ -21,9 +21,9 @@ const ALL: &str = "SELECT coalesce(string_agg(t::text, ' ' ORDER BY id), '') FRO
 
 pub(crate) struct Node {
     pub(crate) server: Server,
-    client: Client,
-    work: JoinHandle<()>,
-    shown: watch::Receiver<Arc<Standing>>,
+    pub(crate) client: Client,
+    pub(crate) work: JoinHandle<()>,
+    pub(crate) shown: watch::Receiver<Arc<Standing>>,
 }
 
 pub(crate) struct Mesh {
@@ -34,7 +34,7 @@ pub(crate) fn dsn(text: &str) -> Dsn {
     Dsn::parse(text, &BTreeMap::new()).expect("a connection string")
 }
 
-fn work(server: &Server) -> (JoinHandle<()>, watch::Receiver<Arc<Standing>>) {
+pub(crate) fn work(server: &Server) -> (JoinHandle<()>, watch::Receiver<Arc<Standing>>) {
     let config = Config { connect: dsn(&server.dsn()), peers: BTreeMap::new(), env: BTreeMap::new() };
     let (show, shown) = watch::channel(Arc::new(Standing::default()));
     (tokio::spawn(node::run(config, show)), shown)
@@ -78,7 +78,7 @@ impl Mesh {
         mesh
     }
 
-    async fn join(&self, name: &str, server: &Server) {
+    pub(crate) async fn join(&self, name: &str, server: &Server) {
         let joining = Joining {
             node: name.into(),
             connect: dsn(&server.dsn()),
