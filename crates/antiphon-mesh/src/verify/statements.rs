@@ -196,11 +196,16 @@ mod tests {
     use super::*;
 
     fn reading(equals: [&str; 2]) -> Reading {
-        let column = |name: &str, equals: Option<&str>| json!({ "name": name, "type": "text", "array": false, "identity_always": false, "equals": equals });
+        let column = |name: &str, equals: Option<&str>| {
+            json!({
+                "name": name, "type": "text", "array": false, "merges": false, "identity_always": false,
+                "equals": equals,
+            })
+        };
         let shape = json!({
             "id": 7, "oid": 1, "schema": "s", "name": "t\"x", "resolver": "last_update_wins",
             "columns": [column("z", Some(equals[0])), column("a", None), column("b", Some(equals[1]))],
-            "key": [0, 2],
+            "generated": [], "key": [0, 2],
         });
         Reading::new(serde_json::from_value(shape).expect("a shape"))
     }
