@@ -114,6 +114,7 @@ impl Pair {
                     format!("SELECT pglogical.create_node('{name}', '{}')", server.address())
                 };
                 let extension = "CREATE EXTENSION pglogical";
+                permit_plugin(publisher).await?;
                 publisher
                     .run(&[
                         extension,
@@ -256,19 +257,32 @@ impl Pair {
 }
 
 /// What a system's servers need. Commit times are kept where conflicts are decided by them; they cost a little, and
-/// a subscription can do without.
+/// who lets every change that arrives win can do without.
 pub(super) fn settings(system: System) -> &'static [(&'static str, &'static str)] {
     match system {
         System::Native | System::NativeStreaming | System::NativeParallel => {
             &[("track_commit_timestamp", "off")]
         }
         System::Pglogical => &[
-            ("track_commit_timestamp", "on"),
+            ("track_commit_timestamp", "off"),
             ("shared_preload_libraries", "pglogical"),
-            ("pglogical.conflict_resolution", "last_update_wins"),
+            ("pglogical.conflict_resolution", "apply_remote"),
         ],
         System::Antiphon | System::AntiphonOneWay => &[("track_commit_timestamp", "on")],
     }
+}
+
+/// The newest releases load only output plugins that are listed.
+async fn permit_plugin(server: &Server) -> anyhow::Result<()> {
+    let client = server.client().await?;
+    let listed = "SELECT setting FROM pg_settings WHERE name = 'output_plugin_libraries'";
+    let Some(row) = client.query_opt(listed, &[]).await? else { return Ok(()) };
+    let listed: String = row.try_get(0)?;
+    let more =
+        if listed.is_empty() { "pglogical_output".into() } else { format!("{listed}, pglogical_output") };
+    let names: Vec<String> = more.split(',').map(|name| format!("'{}'", name.trim())).collect();
+    let set = format!("ALTER SYSTEM SET output_plugin_libraries = {}", names.join(", "));
+    server.run(&[&set, "SELECT pg_reload_conf()"]).await
 }
 
 /// Asks until the answer is yes.

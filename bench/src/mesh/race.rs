@@ -19,6 +19,8 @@ use crate::process::{kill_and_reap, run, start};
 
 /// Clients that write beside the changes that arrive.
 const CLIENTS: u32 = 2;
+/// Their updates a second. What they write has to be carried, too, where both nodes write.
+const RATE: &str = "3000";
 /// Writing and applying may take this long, and a few milliseconds more for each update.
 const RACE_LIMIT: Duration = Duration::from_secs(120);
 /// pgbench, when it is to write until it is stopped.
@@ -73,7 +75,9 @@ fn local_writers(server: &Server) -> anyhow::Result<Child> {
     let text = format!("UPDATE bench SET k = k + 1 WHERE id = {HOT_ROW};\n");
     let script = load::script(server, "local", &text)?;
     let mut command = load::pgbench(server)?;
-    command.args(["-M", "prepared", "-c", &CLIENTS.to_string(), "-T", FOR_LONG_SECONDS, "-f"]).arg(script);
+    command
+        .args(["-M", "prepared", "-c", &CLIENTS.to_string(), "-R", RATE, "-T", FOR_LONG_SECONDS, "-f"])
+        .arg(script);
     start(command, &server.place.folder.join("pgbench.log"))
 }
 
