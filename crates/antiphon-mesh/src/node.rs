@@ -139,6 +139,16 @@ async fn once(config: &Config, standing: &Arc<Standing>) -> Result<std::convert:
     let client = config.connect.control("antiphon mesh node").await?;
     client.batch_execute("SET search_path = ''; SET synchronous_commit = on").await?;
     let own = own(&client).await?;
+    // While its rows are copied, the origins are the copy's, and whatever is tidied up or announced would be wrong.
+    let active =
+        members::read(&client).await?.iter().any(|member| member.id == own.id && member.state == "active");
+    if !active {
+        return Err(NodeError::NotSetUp(
+            "this node is joining and takes part as soon as `antiphon mesh join` is done; if that failed, run \
+             `antiphon mesh leave` and join again"
+                .into(),
+        ));
+    }
     let mut node = Node {
         config,
         standing,

@@ -18,7 +18,7 @@ use crate::dsn::Dsn;
 use crate::manage::id as id_of;
 use crate::members::{self, Member, Names};
 use crate::name::TableName;
-use crate::node;
+use crate::node::{self, NodeError};
 use crate::wire::replication::Snapshot;
 use crate::wire::{Connection, Kind};
 
@@ -91,7 +91,12 @@ pub async fn join(joining: &Joining, mut tell: impl FnMut(Progress)) -> Result<N
     }
     let donor = joining.donor.control("antiphon mesh join").await?;
     donor.batch_execute("SET search_path = ''").await?;
-    let own = node::own(&donor).await?;
+    let own = node::own(&donor).await.map_err(|error| match error {
+        NodeError::NotSetUp(why) => {
+            SetupError::Refused(format!("the database to join, {}, is of no use: {why}", joining.donor))
+        }
+        other => other.into(),
+    })?;
     let names = own.names.clone();
     let shapes = install::shapes(&donor).await?;
     let tables: Vec<TableName> = shapes.iter().map(crate::shape::Shape::table).collect();
