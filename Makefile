@@ -6,7 +6,7 @@ ARGS ?=
 FAULTS ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix sim faults bench-failover bench-agent bench-router bench-mesh
+.PHONY: help demo demo-mesh test check fix sim faults bench-failover bench-agent bench-router bench-mesh
 
 help: ## list these targets
 	@echo 'Antiphon: make TARGET'
@@ -18,6 +18,12 @@ demo: ## three PostgreSQL servers on this machine, replicated, with a failover t
 	@echo 'Building antiphon (the first time takes some minutes) ...'
 	@cargo build -p antiphon
 	@cargo run -q -p antiphon -- demo $(ARGS)
+
+demo-mesh: ## three leaders in three regions write the same rows at once, and are cut off from each other
+	@$(SERVERS) toolchain ensure >/dev/null
+	@echo 'Building antiphon (the first time takes some minutes) ...'
+	@cargo build -p antiphon
+	@cargo run -q -p antiphon -- demo mesh $(ARGS)
 
 test: ## every test, against real PostgreSQL and etcd servers
 	@$(SERVERS) toolchain ensure etcd >/dev/null

@@ -11,9 +11,12 @@ fn main() -> ExitCode {
     let Cli { target, command } = Cli::parse();
     match command {
         Command::Run(args) => node::run(&args.file),
-        Command::Demo(args) => {
-            demo::run(&demo::Options { once: args.once, dir: args.dir, bin_dir: args.bin_dir })
-        }
+        Command::Demo(args) => demo::run(&demo::Options {
+            subject: args.subject,
+            once: args.once,
+            dir: args.dir,
+            bin_dir: args.bin_dir,
+        }),
         Command::Guard(args) => match guard::stand(&args.socket, &args.data_dir, args.deadline) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

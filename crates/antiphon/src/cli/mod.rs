@@ -32,6 +32,8 @@ pub use failure::Failure;
 pub use output::Format;
 pub use target::TargetArgs;
 
+use crate::demo::Subject;
+
 /// One binary that makes stock PostgreSQL servers one replicated, self-healing system.
 #[derive(Debug, Parser)]
 #[command(name = "antiphon", version, propagate_version = true, disable_help_subcommand = true)]
@@ -49,7 +51,7 @@ pub struct Cli {
 pub enum Command {
     /// Run the node that a file describes
     Run(RunArgs),
-    /// Show failovers on three members on this machine
+    /// Show on this machine what happens when a leader dies, or when there are several
     Demo(DemoArgs),
     /// Stop the server when the leader's lease has run out; started by the agent
     #[command(hide = true)]
@@ -69,6 +71,9 @@ pub struct RunArgs {
 /// `demo`.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
+    /// What is shown
+    #[arg(value_enum, default_value_t)]
+    pub subject: Subject,
     /// End after the last scene, even on a terminal
     #[arg(long)]
     pub once: bool,

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -66,6 +67,14 @@ impl Cluster {
     /// # Errors
     /// What could not be written or started.
     pub fn start(plan: &Plan) -> anyhow::Result<Self> {
+        Self::start_with(plan, |_| String::new())
+    }
+
+    /// The same with more in each node file: what `more` says of the server with this port.
+    ///
+    /// # Errors
+    /// What could not be written or started.
+    pub fn start_with(plan: &Plan, more: impl Fn(u16) -> String) -> anyhow::Result<Self> {
         fs::create_dir_all(&plan.dir).with_context(|| format!("could not create {}", plan.dir.display()))?;
         own(&plan.dir)?;
         let total = plan.data_members + usize::from(plan.witness);
@@ -78,7 +87,7 @@ impl Cluster {
             let name = if has_data { format!("n{}", index + 1) } else { "w1".to_owned() };
             let dir = plan.dir.join(&name);
             let data_dir = dir.join("data");
-            let text = sample(&Sample {
+            let mut text = sample(&Sample {
                 scope: "demo".to_owned(),
                 name: name.parse().context("a demo name is a member name")?,
                 restapi: address(api),
@@ -100,6 +109,7 @@ impl Cluster {
                 }),
                 settings: plan.settings.clone(),
             });
+            text += &more(server);
             fs::create_dir_all(&dir)?;
             own(&dir)?;
             let file = dir.join("node.yml");
@@ -140,6 +150,8 @@ impl Cluster {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
+            // Ctrl-C is for whoever started it, who ends it then.
+            .process_group(0)
             .spawn()
             .with_context(|| format!("could not start {}", binary.display()))?;
         node.agent = Some(child);

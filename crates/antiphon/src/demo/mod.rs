@@ -1,4 +1,5 @@
 //! `antiphon demo`: three members on loopback lose their leader in four ways, under a load that counts.
+//! `antiphon demo mesh`, in `mesh`: three leaders in three regions.
 //!
 //! Everything is real: the agents are this binary, the servers are the PostgreSQL that is installed here. At
 //! the end the table is compared with what was acknowledged.
@@ -6,9 +7,11 @@
 pub mod cluster;
 pub mod http;
 pub mod load;
+mod mesh;
 pub mod scenes;
 mod screen;
 
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -26,9 +29,21 @@ const WRITERS: u32 = 4;
 /// How long the cluster may take to come up.
 const UP_WITHIN: Duration = Duration::from_secs(90);
 
+/// What is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Subject {
+    /// A cluster of three members loses its leader in four ways
+    #[default]
+    Failover,
+    /// Three leaders in three regions write the same rows at once, and are cut off from each other
+    Mesh,
+}
+
 /// What can be said on the command line.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
+    /// What is shown.
+    pub subject: Subject,
     /// End after the last scene even on a terminal.
     pub once: bool,
     /// Where the members are kept; a new directory for temporary files if none. Removed at the end if it is new.
@@ -58,19 +73,45 @@ async fn demo(options: &Options) -> anyhow::Result<bool> {
         .dir
         .clone()
         .unwrap_or_else(|| std::env::temp_dir().join(format!("antiphon-demo-{}", std::process::id())));
-    let binary = std::env::current_exe().context("could not find this program's own file")?;
     let mut screen = Screen::new(options.once);
-    let sound = play(options, &dir, binary, &mut screen).await;
+    let stays = Cell::new(false);
+    let playing = async {
+        match options.subject {
+            Subject::Failover => play(options, &dir, &mut screen, &stays).await,
+            Subject::Mesh => mesh::play(options, &dir, &RefCell::new(screen), &stays).await,
+        }
+    };
+    // What was started ends with what started it, so Ctrl-C must come to its end here.
+    let sound = tokio::select! {
+        sound = playing => sound,
+        () = interrupted(&stays) => Err(anyhow::anyhow!("interrupted")),
+    };
     if let Err(error) = &sound {
         eprintln!("antiphon demo: {error:#}");
-        eprintln!("the members' logs are kept: {}/n*/agent.log", dir.display());
+        eprintln!("the logs are kept: {}", dir.join("**/agent.log").display());
     } else if fresh {
         std::fs::remove_dir_all(&dir).with_context(|| format!("could not remove {}", dir.display()))?;
     }
     Ok(sound.unwrap_or(false))
 }
 
-async fn play(options: &Options, dir: &Path, binary: PathBuf, screen: &mut Screen) -> anyhow::Result<bool> {
+/// Waits for Ctrl-C. While a demo stays, it is what ends the stay.
+async fn interrupted(stays: &Cell<bool>) {
+    loop {
+        let _ = tokio::signal::ctrl_c().await;
+        if !stays.get() {
+            return;
+        }
+    }
+}
+
+async fn play(
+    options: &Options,
+    dir: &Path,
+    screen: &mut Screen,
+    stays: &Cell<bool>,
+) -> anyhow::Result<bool> {
+    let binary = std::env::current_exe().context("could not find this program's own file")?;
     screen.tell(&format!("starting three members in {}", dir.display()));
     let plan = Plan {
         dir: dir.to_owned(),
@@ -100,6 +141,7 @@ async fn play(options: &Options, dir: &Path, binary: PathBuf, screen: &mut Scree
     }
     breathe(screen, &load, &cluster, Duration::from_secs(2)).await;
     if screen.is_live() && !options.once {
+        stays.set(true);
         stay(screen, &load, &cluster).await;
     }
     let tally = load.finish(UP_WITHIN).await?;

@@ -43,15 +43,20 @@ impl Screen {
         self.told.push(line);
     }
 
-    /// Draws a frame over the one before.
+    /// Draws the members and the load over the frame before.
     pub fn draw(&mut self, seen: Option<&Value>, load: Option<&Load>) {
-        if !self.live {
-            return;
-        }
         let mut frame = String::from("\x1b[1mAntiphon demo\x1b[0m  three PostgreSQL servers on loopback\n\n");
         members(&mut frame, seen);
         if let Some(load) = load {
             writes(&mut frame, load);
+        }
+        self.draw_frame(frame);
+    }
+
+    /// Draws this, and below it what was told, over the frame before.
+    pub fn draw_frame(&mut self, mut frame: String) {
+        if !self.live {
+            return;
         }
         frame.push('\n');
         for line in self.told.iter().rev().take(14).rev() {
