@@ -54,7 +54,7 @@ enum Verb {
 #[derive(Debug, Args)]
 struct FileArgs {
     /// The node file, with a section mesh
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", env = "ANTIPHON_CONFIG_FILE")]
     file: PathBuf,
 }
 

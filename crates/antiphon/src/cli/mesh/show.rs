@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use antiphon_mesh::manage::{self, Conflict};
+use antiphon_mesh::manage::{self, Conflict, Standing};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -45,14 +45,14 @@ pub(super) async fn status(args: &StatusArgs) -> Result<(), Failure> {
     let standing = manage::standing(&client).await.map_err(refused)?;
     let mesh = client.query_one("SELECT name FROM antiphon.mesh", &[]).await;
     let mesh: String = mesh.map_err(refused)?.get(0);
-    let unwell: Vec<&str> = standing
+    let unwell: Vec<String> = standing
         .iter()
         .filter(|node| node.member == "active" && !matches!(node.link.as_str(), "own" | "streaming"))
-        .map(|node| node.name.as_str())
+        .map(|node| unwell(node, &args.file))
         .collect();
     let rows = standing.iter().map(|node| {
-        let behind =
-            node.behind_seconds.filter(|_| node.member == "active").map(|behind| format!("{behind:.1}"));
+        let behind = node.behind_seconds.filter(|_| node.member == "active");
+        let behind = behind.map(|behind| (behind * 10.0).round() / 10.0);
         vec![
             json!(node.id.number()),
             json!(node.name),
@@ -64,7 +64,7 @@ pub(super) async fn status(args: &StatusArgs) -> Result<(), Failure> {
             json!(node.message),
         ]
     });
-    let rows = Rows {
+    let mut rows = Rows {
         title: format!("Mesh: {mesh}"),
         columns: vec![
             right("Id"),
@@ -81,11 +81,33 @@ pub(super) async fn status(args: &StatusArgs) -> Result<(), Failure> {
         colour: colour(),
         constant: Some(("mesh", &mesh)),
     };
+    if args.format == Format::Pretty {
+        // Sentences make no columns: they follow.
+        rows.columns.pop();
+        rows.rows.iter_mut().for_each(|row| row.truncate(rows.columns.len()));
+    }
     print!("{}", show(args.format, &rows));
     if unwell.is_empty() {
         return Ok(());
     }
-    Err(Failure::Refused(format!("the link from {} is not well", unwell.join(", "))))
+    Err(Failure::Refused(unwell.join("\nantiphon: ")))
+}
+
+/// What is wrong with a link, and what to do.
+fn unwell(node: &Standing, file: &FileArgs) -> String {
+    let (name, file) = (&node.name, file.file.display());
+    let why = node.message.as_deref().unwrap_or("no reason is known yet");
+    match node.link.as_str() {
+        "not running" => format!("nothing of {name} is applied here: start `antiphon run {file}`"),
+        "paused" => {
+            format!("nothing of {name} is applied here until `antiphon mesh resume --node {name} {file}`")
+        }
+        "stopped" => format!(
+            "the link from {name} is stopped: {why}. Put right what is in its way, or set the transaction aside with \
+             `antiphon mesh skip --node {name} {file}`"
+        ),
+        state => format!("the link from {name} is {state}: {why}"),
+    }
 }
 
 pub(super) async fn conflicts(args: &ConflictsArgs) -> Result<(), Failure> {
@@ -94,22 +116,20 @@ pub(super) async fn conflicts(args: &ConflictsArgs) -> Result<(), Failure> {
     let found = manage::conflicts(&client, last, args.limit).await.map_err(refused)?;
     last = found.last().map_or(last, |conflict| conflict.id);
     if !args.follow {
+        let pretty = args.format == Format::Pretty;
         let rows = Rows {
             title: "Conflicts".into(),
             columns: vec![
                 right("Id"),
                 left("At"),
                 left("Table"),
-                left("Kind"),
-                left("Resolution"),
                 left("Key"),
-                left("Local"),
-                left("Local row"),
-                left("Remote"),
-                left("Remote row"),
+                left("Kind"),
+                left("Stands"),
+                left("Given up"),
             ],
             names: NAMES.to_vec(),
-            rows: found.iter().map(cells).collect(),
+            rows: found.iter().map(if pretty { in_short } else { cells }).collect(),
             colour: false,
             constant: None,
         };
@@ -144,4 +164,63 @@ fn cells(conflict: &Conflict) -> Vec<Value> {
         json!(conflict.remote),
         json!(conflict.remote_row),
     ]
+}
+
+/// A conflict for people: what stands, what was given up, and of both only where they differ.
+fn in_short(conflict: &Conflict) -> Vec<Value> {
+    let node = |text: &str| text.split(' ').next().unwrap_or_default().to_owned();
+    let (local, remote) = (&conflict.local_row, &conflict.remote_row);
+    let local_node = conflict.local.as_deref().map_or_else(|| "nobody".to_owned(), node);
+    let sides = [
+        format!("{local_node}: {}", differing(local.as_ref(), remote.as_ref())),
+        format!("{}: {}", node(&conflict.remote), differing(remote.as_ref(), local.as_ref())),
+    ];
+    let [local, remote] = sides;
+    let (stands, given_up) =
+        if conflict.resolution == "apply_remote" { (remote, local) } else { (local, remote) };
+    let to_millis = conflict.at.get(..23).unwrap_or(&conflict.at);
+    vec![
+        json!(conflict.id),
+        json!(to_millis),
+        json!(conflict.table),
+        conflict.key.clone(),
+        json!(conflict.kind),
+        json!(stands),
+        json!(given_up),
+    ]
+}
+
+/// The values of a row that another one has not.
+fn differing(row: Option<&Value>, other: Option<&Value>) -> String {
+    let Some(Value::Object(row)) = row else { return "no row".to_owned() };
+    let other = other.and_then(Value::as_object);
+    let own = row.iter().filter(|(column, value)| other.and_then(|other| other.get(*column)) != Some(value));
+    Value::Object(own.map(|(column, value)| (column.clone(), value.clone())).collect()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_see_who_won_and_what_differs() {
+        let conflict = Conflict {
+            id: 7,
+            at: "2026-01-02 03:04:05.678901+00".into(),
+            table: "public.item".into(),
+            kind: "update_origin_differs".into(),
+            resolution: "keep_local".into(),
+            key: json!({"id": "1"}),
+            local_row: Some(json!({"id": "1", "price": "2", "name": "a"})),
+            local: Some("eu 2026-01-02 03:04:05+00".into()),
+            remote_row: Some(json!({"id": "1", "price": "3", "name": "a"})),
+            remote: "us 2026-01-02 03:04:04+00".into(),
+        };
+        let short = in_short(&conflict);
+        assert_eq!(short[1], "2026-01-02 03:04:05.678");
+        assert_eq!(short[5], r#"eu: {"price":"2"}"#);
+        assert_eq!(short[6], r#"us: {"price":"3"}"#);
+        let gone = Conflict { local_row: None, resolution: "apply_remote".into(), ..conflict };
+        assert_eq!(in_short(&gone)[6], "eu: no row");
+    }
 }

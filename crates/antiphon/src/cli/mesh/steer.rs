@@ -41,11 +41,18 @@ pub(super) struct SkipArgs {
 pub(super) async fn pause(args: &PauseArgs, paused: bool) -> Result<(), Failure> {
     let client = args.file.database().await?;
     let names = manage::pause(&client, args.node.as_deref(), paused).await.map_err(refused)?;
-    let what = if paused { "paused: their logs are kept until this is resumed" } else { "resumed" };
-    println!(
-        "{} {what}",
-        if names.is_empty() { "nobody else takes part; nothing".into() } else { names.join(", ") }
-    );
+    if names.is_empty() {
+        println!("nobody else takes part: there is nothing to pause or resume");
+        return Ok(());
+    }
+    let names = names.join(", ");
+    if paused {
+        println!(
+            "within a second, nothing of {names} is applied here; their servers keep it until this is resumed"
+        );
+    } else {
+        println!("within a second, what {names} wrote is applied here again");
+    }
     Ok(())
 }
 
