@@ -7,6 +7,16 @@ use tokio_postgres::Client;
 use super::SetupError;
 use crate::name::TableName;
 
+/// What a role that is no superuser has to be allowed, to write as somebody else wrote.
+const ORIGINS: [&str; 6] = [
+    "pg_replication_origin_create(text)",
+    "pg_replication_origin_drop(text)",
+    "pg_replication_origin_session_setup(text)",
+    "pg_replication_origin_session_reset()",
+    "pg_replication_origin_session_is_setup()",
+    "pg_replication_origin_xact_setup(pg_lsn, timestamptz)",
+];
+
 /// Something that has to be put right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
@@ -44,12 +54,11 @@ async fn server(client: &Client) -> Result<Vec<Finding>, SetupError> {
                pg_catalog.current_setting('track_commit_timestamp'), pg_catalog.pg_is_in_recovery(), \
                pg_catalog.current_setting('max_replication_slots')::bigint \
                    - (SELECT count(*) FROM pg_catalog.pg_replication_slots), \
-               pg_catalog.current_setting('server_encoding'), \
-               pg_catalog.has_function_privilege('pg_catalog.pg_replication_origin_xact_setup(pg_lsn, timestamptz)', 'EXECUTE')";
+               pg_catalog.current_setting('server_encoding')";
     let row = client.query_one(row, &[]).await?;
     let (version, level, tracks, standby): (i32, String, String, bool) =
         (row.get(0), row.get(1), row.get(2), row.get(3));
-    let (slots, encoding, origins): (i64, String, bool) = (row.get(4), row.get(5), row.get(6));
+    let (slots, encoding): (i64, String) = (row.get(4), row.get(5));
     if version < 140_000 {
         findings.push(finding(
             format!("the server is PostgreSQL {}", version / 10_000),
@@ -81,12 +90,49 @@ async fn server(client: &Client) -> Result<Vec<Finding>, SetupError> {
             "use a database with encoding UTF8",
         ));
     }
-    if !origins {
-        findings.push(finding(
-            "this role may not use replication origins",
-            "as superuser: GRANT EXECUTE ON ALL FUNCTIONS of the name pg_replication_origin_* to it, and GRANT SET ON \
-             PARAMETER session_replication_role",
-        ));
+    findings.extend(rights(client, version).await?);
+    Ok(findings)
+}
+
+/// What the role lacks, each with the statement that a superuser gives it by.
+async fn rights(client: &Client, version: i32) -> Result<Vec<Finding>, SetupError> {
+    let functions = "SELECT count(*) FILTER (WHERE NOT pg_catalog.has_function_privilege(f::regprocedure, 'EXECUTE')) > 0, \
+        pg_catalog.quote_ident(current_user), pg_catalog.quote_ident(pg_catalog.current_database()), \
+        (SELECT rolsuper OR rolreplication FROM pg_catalog.pg_roles WHERE rolname = current_user), \
+        (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user), \
+        pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') \
+        FROM pg_catalog.unnest($1::text[]) f";
+    let names: Vec<String> = ORIGINS.iter().map(|name| format!("pg_catalog.{name}")).collect();
+    let row = client.query_one(functions, &[&names]).await?;
+    let (origins, role, database): (bool, String, String) = (row.get(0), row.get(1), row.get(2));
+    let (replicates, is_super, creates): (bool, bool, bool) = (row.get(3), row.get(4), row.get(5));
+    let mut findings = Vec::new();
+    if origins {
+        let what = "this role may not use replication origins";
+        let grant = format!("as superuser: GRANT EXECUTE ON FUNCTION {} TO {role}", ORIGINS.join(", "));
+        findings.push(finding(what, grant));
+    }
+    if !replicates {
+        let what = "this role may not read the log";
+        findings.push(finding(what, format!("as superuser: ALTER ROLE {role} REPLICATION")));
+    }
+    if !creates {
+        let what = "this role may not make the schema antiphon and a publication";
+        findings.push(finding(what, format!("as superuser: GRANT CREATE ON DATABASE {database} TO {role}")));
+    }
+    if is_super {
+        return Ok(findings);
+    }
+    if version < 150_000 {
+        let what = "this role may not set session_replication_role, which PostgreSQL 14 grants to nobody";
+        findings.push(finding(what, "be a superuser there, or upgrade to 15"));
+        return Ok(findings);
+    }
+    let parameter = "SELECT pg_catalog.has_parameter_privilege('session_replication_role', 'SET')";
+    if !client.query_one(parameter, &[]).await?.get::<_, bool>(0) {
+        let what = "this role may not set session_replication_role";
+        let grant = format!("as superuser: GRANT SET ON PARAMETER session_replication_role TO {role}");
+        findings.push(finding(what, grant));
     }
     Ok(findings)
 }

@@ -4,6 +4,7 @@
 mod apply;
 mod merge;
 mod mesh;
+mod rights;
 #[path = "../support/mod.rs"]
 mod support;
 mod verify;
