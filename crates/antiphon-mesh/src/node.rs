@@ -124,6 +124,8 @@ struct Node<'a> {
     own: Own,
     links: JoinSet<()>,
     running: BTreeMap<NodeId, (Member, tokio::task::AbortHandle)>,
+    /// Who takes part, as the links that run know it.
+    active: Vec<NodeId>,
     completeness: Completeness,
     announced: Option<Announced>,
 }
@@ -156,6 +158,7 @@ async fn once(config: &Config, standing: &Arc<Standing>) -> Result<std::convert:
         own,
         links: JoinSet::new(),
         running: BTreeMap::new(),
+        active: Vec::new(),
         completeness: Completeness::default(),
         announced: None,
     };
@@ -188,6 +191,16 @@ impl Node<'_> {
         let paused: Vec<i16> = paused.iter().map(|row| row.get(0)).collect();
         let members = members::read(&self.client).await?;
         let own = self.own.id;
+        let active: Vec<NodeId> =
+            members.iter().filter(|member| member.state == "active").map(|member| member.id).collect();
+        if active != self.active {
+            // A link knows the origins that there were when it began. To one that does not know the newcomer's, its
+            // rows would look like the source's own, and an older change would overwrite them.
+            for (_, handle) in std::mem::take(&mut self.running).into_values() {
+                handle.abort();
+            }
+            self.active = active;
+        }
         for member in members.into_iter().filter(|member| member.id != own) {
             let wanted =
                 member.takes_part() && !paused.contains(&i16::try_from(member.id.number()).unwrap_or(0));

@@ -253,3 +253,17 @@ async fn all_nodes_end_with_the_same_rows_whoever_wrote_what_when() {
     let conflicts = mesh.text(0, "SELECT count(*)::text FROM antiphon.conflicts").await;
     assert_ne!(conflicts, "0", "a storm on twenty rows has conflicts");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_is_older_than_a_node_knows_the_rows_of_that_node() {
+    let mesh = Mesh::of(3, "INSERT INTO item VALUES (1, 'first'), (2, 'first')").await;
+    // The first node's link from the second began before the third joined. It is held up at row 1.
+    let held = mesh.nodes[0].server.client().await;
+    held.batch_execute("BEGIN; SELECT FROM item WHERE id = 1 FOR UPDATE").await.expect("a lock");
+    mesh.run(1, "UPDATE item SET who = 'n2' WHERE id = 1").await;
+    mesh.run(1, "UPDATE item SET who = 'older' WHERE id = 2").await;
+    mesh.run(2, "UPDATE item SET who = 'newer' WHERE id = 2").await;
+    mesh.nodes[0].server.wait_for("SELECT who = 'newer' FROM item WHERE id = 2").await;
+    held.batch_execute("COMMIT").await.expect("an end");
+    mesh.wait_for(ALL, "(1,n2,0) (2,newer,0)").await;
+}
