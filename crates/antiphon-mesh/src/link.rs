@@ -232,7 +232,9 @@ impl Flow<'_> {
     async fn apply(&mut self) -> Result<(), LinkError> {
         let Some(last) = self.batch.last() else { return Ok(()) };
         let end = last.end;
-        let latest = self.batch.iter().map(|whole| whole.committed_at).max();
+        // Older servers send what others wrote as well; that is waited for where it comes from.
+        let own = self.batch.iter().filter(|whole| whole.forwarded_from.is_none());
+        let latest = own.map(|whole| whole.committed_at).max();
         self.wait_for_clock(latest.unwrap_or(CommitTime::UNKNOWN)).await?;
         let settled = self.standing.reached().of_all_but(&[self.ends.source.id]);
         let applied = self.applier.apply(&mut self.batch, settled).await?;
