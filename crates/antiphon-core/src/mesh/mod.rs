@@ -5,7 +5,9 @@
 
 pub mod agreement;
 pub mod conflict;
+pub mod joining;
 pub mod resolve;
+pub mod truncation;
 pub mod version;
 pub mod watermark;
 

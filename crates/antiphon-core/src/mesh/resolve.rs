@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::conflict::Conflict;
-use super::version::{NodeId, Version};
+use super::version::{CommitTime, NodeId, Version};
 use super::watermark::Reached;
 
 /// What somebody did to a row elsewhere.
@@ -95,6 +95,26 @@ pub struct Verdict {
     pub conflict: Option<Conflict>,
 }
 
+/// Whether a writer on node `writer`, which had seen of the others what `seen` says, had seen this version.
+#[must_use]
+pub fn had_seen(writer: NodeId, seen: &Reached, version: Version) -> bool {
+    version.node == writer || version.at <= seen.of(version.node)
+}
+
+/// Whether `incoming` is to stand in the place of what is here, if nobody else has a say: it is later, or its own
+/// node's next.
+#[must_use]
+pub fn replaces(incoming: Version, here: Version) -> bool {
+    incoming >= here || incoming.node == here.node
+}
+
+/// Whether a row may be written over, or deleted, without being looked at: [`resolve`] would apply the change
+/// and call it no conflict. `limit` is [`Reached::limit`] of what the change's writer had seen.
+#[must_use]
+pub fn needs_no_look(row: Version, writer: NodeId, limit: CommitTime) -> bool {
+    row.at <= limit || row.node == writer
+}
+
 /// Decides a change of version `incoming`, whose writer had seen the commits of other nodes as far as `seen` says,
 /// against what is here.
 #[must_use]
@@ -105,7 +125,7 @@ pub fn resolve(
     local: Local,
     resolver: &Resolver,
 ) -> Verdict {
-    let unseen = |version: Version| version.node != incoming.node && seen.of(version.node) < version.at;
+    let unseen = |version: Version| !had_seen(incoming.node, seen, version);
     match (change, local) {
         (Change::Insert, Local::Row(here)) if unseen(here) => {
             decide(incoming, here, Conflict::InsertExists, resolver)
@@ -116,16 +136,19 @@ pub fn resolve(
         (Change::Delete, Local::Row(here)) if unseen(here) => {
             decide(incoming, here, Conflict::DeleteOriginDiffers, resolver)
         }
+        (Change::Update, Local::Gone(here)) if unseen(here) => {
+            decide(incoming, here, Conflict::UpdateDeleted, resolver)
+        }
         // Its writer knew this row, so this is its successor. A clock that was set back changes nothing of that,
         // as long as it is the same node's: the order of its log is the order of its writes. And whoever inserts anew
-        // after a delete has no opponent, nor has one whose row was deleted before it arrived here.
-        (_, Local::Row(here)) | (Change::Insert, Local::Gone(here)) => {
-            plain(incoming >= here || incoming.node == here.node)
+        // after a delete has no opponent, nor has one whose row was deleted before it arrived here; and whoever updates
+        // a row after a delete that he had seen knows of an insert that is still on its way here.
+        (_, Local::Row(here)) | (Change::Insert | Change::Update, Local::Gone(here)) => {
+            plain(replaces(incoming, here))
         }
-        (Change::Update, Local::Gone(here)) => decide(incoming, here, Conflict::UpdateDeleted, resolver),
         // Whoever deletes what is deleted agrees.
         (Change::Delete, Local::Gone(here)) => {
-            let action = if incoming > here { Action::Bury } else { Action::Keep };
+            let action = if replaces(incoming, here) { Action::Bury } else { Action::Keep };
             Verdict { action, conflict: unseen(here).then_some(Conflict::DeleteMissing) }
         }
         (Change::Insert, Local::Absent) => plain(true),

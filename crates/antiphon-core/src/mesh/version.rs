@@ -41,6 +41,14 @@ impl CommitTime {
         let ahead = i128::from(later.0) - i128::from(self.0);
         u64::try_from(ahead).ok().filter(|ahead| *ahead > 0)
     }
+
+    /// How long, in microseconds, a change that committed at `at` waits while a clock shows this; none if it need not
+    /// wait any more. It waits until the clock is past it and not just there: what is written over it in the same
+    /// microsecond would tie with it, and the greater node would win instead of the later write.
+    #[must_use]
+    pub fn wait_until_past(self, at: Self) -> Option<u64> {
+        self.micros_to(Self(at.0.saturating_add(1)))
+    }
 }
 
 /// What a row's last write is ordered by. A later time wins; at the same time the greater node does.
@@ -79,5 +87,16 @@ mod tests {
         assert_eq!(CommitTime::UNKNOWN.micros_to(CommitTime(i64::MAX)), Some(u64::MAX));
         assert_eq!(CommitTime(5).micros_to(CommitTime(5)), None);
         assert_eq!(CommitTime(5).micros_to(CommitTime(4)), None);
+        assert_eq!(
+            CommitTime(5).wait_until_past(CommitTime(i64::MAX)),
+            CommitTime(5).micros_to(CommitTime(i64::MAX))
+        );
+    }
+
+    #[test]
+    fn a_change_waits_until_its_time_is_over() {
+        assert_eq!(CommitTime(4).wait_until_past(CommitTime(5)), Some(2));
+        assert_eq!(CommitTime(5).wait_until_past(CommitTime(5)), Some(1));
+        assert_eq!(CommitTime(6).wait_until_past(CommitTime(5)), None);
     }
 }

@@ -28,7 +28,7 @@ impl Default for Completeness {
 impl Completeness {
     /// Notes one reading of the server: its clock, read before its snapshot, and the snapshot's oldest running
     /// and first unassigned transaction (`pg_snapshot_xmin`, `pg_snapshot_xmax`). Gives the time up to which
-    /// every commit was in the log when the snapshot was taken.
+    /// every commit was in the log when the snapshot was taken; the time itself is included.
     pub fn observe(&mut self, now: CommitTime, oldest_running: u64, next: u64) -> CommitTime {
         if self.moments.len() == MOMENTS_MAX {
             let mut keep = false;
@@ -44,7 +44,8 @@ impl Completeness {
             if oldest_running < before {
                 break;
             }
-            self.complete = at.max(self.complete);
+            // Whoever had no number yet may commit at this very microsecond, or for as long as a coarse clock stands.
+            self.complete = CommitTime(at.0.saturating_sub(1)).max(self.complete);
             self.moments.pop_front();
         }
         self.complete
@@ -72,6 +73,12 @@ impl Reached {
         self.0.remove(&node);
     }
 
+    /// That node takes no part any more. Nobody is let go before everybody has all that it wrote. This is remembered,
+    /// and announced like everything else: what a writer wrote before it knew may not have seen all of it.
+    pub fn release(&mut self, node: NodeId) {
+        self.advance(node, CommitTime(i64::MAX));
+    }
+
     /// How far `node` is applied.
     #[must_use]
     pub fn of(&self, node: NodeId) -> CommitTime {
@@ -81,6 +88,13 @@ impl Reached {
     /// Every node with what is applied of it.
     pub fn iter(&self) -> impl Iterator<Item = (NodeId, CommitTime)> {
         self.0.iter().map(|(node, at)| (*node, *at))
+    }
+
+    /// What is older than this, a writer on node `writer` had seen, whoever wrote it, when it committed at `at`.
+    /// Nobody ever saw what is later than itself, whatever the clocks say.
+    #[must_use]
+    pub fn limit(&self, writer: NodeId, at: CommitTime) -> CommitTime {
+        self.of_all_but(&[writer]).min(CommitTime(at.0.saturating_sub(1)))
     }
 
     /// The time up to which the commits of all nodes but these are applied: no change that is older can arrive
@@ -99,11 +113,11 @@ mod tests {
     #[test]
     fn a_time_is_complete_when_all_who_could_still_commit_before_it_have_ended() {
         let mut server = Completeness::default();
-        assert_eq!(server.observe(CommitTime(10), 100, 100), CommitTime(10), "nobody runs");
-        assert_eq!(server.observe(CommitTime(20), 100, 103), CommitTime(10), "100 to 102 run");
-        assert_eq!(server.observe(CommitTime(30), 102, 105), CommitTime(10), "102 runs still");
-        assert_eq!(server.observe(CommitTime(40), 103, 105), CommitTime(20), "103 and 104 run");
-        assert_eq!(server.observe(CommitTime(50), 105, 105), CommitTime(50), "nobody runs");
+        assert_eq!(server.observe(CommitTime(10), 100, 100), CommitTime(9), "nobody runs");
+        assert_eq!(server.observe(CommitTime(20), 100, 103), CommitTime(9), "100 to 102 run");
+        assert_eq!(server.observe(CommitTime(30), 102, 105), CommitTime(9), "102 runs still");
+        assert_eq!(server.observe(CommitTime(40), 103, 105), CommitTime(19), "103 and 104 run");
+        assert_eq!(server.observe(CommitTime(50), 105, 105), CommitTime(49), "nobody runs");
     }
 
     #[test]
@@ -111,7 +125,7 @@ mod tests {
         let mut server = Completeness::default();
         server.observe(CommitTime(100), 7, 9);
         assert_eq!(server.observe(CommitTime(50), 8, 9), CommitTime::UNKNOWN);
-        assert_eq!(server.observe(CommitTime(60), 9, 9), CommitTime(60));
+        assert_eq!(server.observe(CommitTime(60), 9, 9), CommitTime(59));
     }
 
     #[test]
@@ -121,7 +135,7 @@ mod tests {
             server.observe(CommitTime(tick), 1, 2 + u64::try_from(tick).expect("positive"));
         }
         assert!(server.moments.len() <= MOMENTS_MAX);
-        assert_eq!(server.observe(CommitTime(10_000), 10_003, 10_003), CommitTime(10_000));
+        assert_eq!(server.observe(CommitTime(10_000), 10_003, 10_003), CommitTime(9_999));
     }
 
     #[test]
@@ -134,7 +148,7 @@ mod tests {
         reached.advance(node(2), CommitTime(7));
         reached.advance(node(2), CommitTime(5));
         assert_eq!(reached.of_all_but(&[]), CommitTime(7));
-        reached.forget(node(2));
+        reached.release(node(2));
         assert_eq!(reached.of_all_but(&[]), CommitTime(10));
     }
 }
