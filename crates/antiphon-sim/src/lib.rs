@@ -17,6 +17,7 @@ pub mod clock;
 pub mod judge;
 pub mod link;
 pub mod liveness;
+pub mod mesh;
 pub mod mutation;
 pub mod nemesis;
 pub mod net;

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use antiphon_sim::clock::SEC;
 use antiphon_sim::mutation::{MUTATIONS, Mutation};
 use antiphon_sim::shape::{MODES, Mode, SIZES, Size};
-use antiphon_sim::{Options, run};
+use antiphon_sim::{Options, mesh, run};
 
 const USAGE: &str = "sim SEED [--size S] [--mode M] [--mutation X]\n\
     sim --seeds A..B [--seconds N] [--keep-going] [--size S] [--mode M] [--mutation X]\n\
+    sim mesh ... for several leaders\n\
     sizes: two-and-witness three five; modes: asynchronous first any strict semi-sync";
 
 struct Arguments {
@@ -70,6 +71,10 @@ fn mutation(word: &str) -> Option<Mutation> {
 }
 
 fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1).filter(|word| word != "--").peekable();
+    if words.next_if(|word| word == "mesh").is_some() {
+        return mesh::command::main(words);
+    }
     let Some(arguments) = parse() else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
