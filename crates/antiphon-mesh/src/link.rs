@@ -27,6 +27,8 @@ const CONFIRM_EVERY: Duration = Duration::from_millis(500);
 /// How long after a failure it is tried again: the first time, and at most.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
+/// The same after a loss of the connection, which costs nobody anything to try.
+const RECONNECT_AFTER_MAX: Duration = Duration::from_secs(1);
 /// How often a change that cannot be applied is tried before the link stops and waits for somebody.
 const TRIES_MAX: u32 = 3;
 /// How far the clock of another node may be ahead before the link stops: until then its changes wait for ours.
@@ -116,7 +118,8 @@ pub async fn run(ends: Ends, standing: Arc<Standing>) {
             tracing::warn!(node = ends.source.name, %error, "the link is interrupted");
         }
         let wait = RETRY_AFTER * 2_u32.saturating_pow(failures.min(10) - 1);
-        tokio::time::sleep(wait.min(RETRY_AFTER_MAX)).await;
+        let max = if matches!(error, LinkError::Wire(_)) { RECONNECT_AFTER_MAX } else { RETRY_AFTER_MAX };
+        tokio::time::sleep(wait.min(max)).await;
     }
 }
 
@@ -340,7 +343,7 @@ async fn look(
     // What is written down was written after what it speaks of was applied: it holds for all that comes now.
     let seen = row.get::<_, Option<&str>>(2).map(parse_reached).transpose();
     let seen = seen.map_err(|error| LinkError::NotSetUp(error.to_string()))?.unwrap_or_default();
-    Ok((tables, Identity { source: ends.source.id, origin, nodes }, from, seen))
+    Ok((tables, Identity { source: ends.source.id, own: ends.own, origin, nodes }, from, seen))
 }
 
 /// This machine's clock, in microseconds since 2000.

@@ -8,6 +8,8 @@ use crate::row::Op;
 
 /// Most bytes that are put together before they are sent.
 const GROUP_BYTES_MAX: usize = 1 << 18;
+/// Most transactions that are sent at once.
+pub(super) const REACH_MAX: usize = 1000;
 /// Fewer transactions than this are not made one.
 const JOINED_MIN: usize = 4;
 /// Most changes of transactions that are made one.
@@ -18,7 +20,7 @@ impl Applier {
     /// to the careful way, which will meet it again if it is of substance.
     pub(super) async fn fast(&mut self, group: &[Prepared]) -> Result<usize, ApplyError> {
         let simple = group.iter().take_while(|whole| !whole.ops.iter().any(|(_, op)| *op == Op::Truncate));
-        let group = &group[..simple.count()];
+        let group = &group[..simple.take(self.reach).count()];
         let joined = self.joinable(group);
         if joined >= JOINED_MIN && self.join(&group[..joined]).await? {
             return Ok(joined);
@@ -77,6 +79,10 @@ impl Applier {
     /// Waits for what was put; gives how many transactions committed.
     pub(super) async fn finish(&mut self) -> Result<usize, ApplyError> {
         let outcome = self.session.run().await?;
+        self.reach = match outcome.error {
+            Some(_) => (self.reach / 2).max(1),
+            None => (self.reach * 2).min(REACH_MAX),
+        };
         if let Some(error) = &outcome.error {
             tracing::trace!(%error, committed = outcome.committed, "not without a closer look");
             self.session.ask("ROLLBACK", &[]).await?;

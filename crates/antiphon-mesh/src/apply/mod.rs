@@ -53,7 +53,9 @@ pub struct Applied {
 pub struct Identity {
     /// The node whose changes are applied.
     pub source: NodeId,
-    /// The number of its replication origin here.
+    /// This node.
+    pub own: NodeId,
+    /// The number of the source's replication origin here.
     pub origin: u32,
     /// Which node each replication origin here stands for; zero, the own, included.
     pub nodes: HashMap<u32, NodeId>,
@@ -88,6 +90,8 @@ pub struct Applier {
     /// A transaction that ends here is set aside instead.
     skip: Option<Lsn>,
     at: Lsn,
+    /// How many transactions are sent at once: fewer while they conflict, since what follows one is sent again.
+    reach: usize,
 }
 
 /// A transaction with its rows brought to the tables here.
@@ -128,6 +132,7 @@ impl Applier {
             progress: from.progress,
             skip: from.skip,
             at: from.progress,
+            reach: fast::REACH_MAX,
         }
     }
 
@@ -271,7 +276,8 @@ impl Applier {
         let at = number(at).map_or(CommitTime::UNKNOWN, CommitTime);
         let origin = number(origin).and_then(|origin| u32::try_from(origin).ok());
         let node = origin.and_then(|origin| self.identity.nodes.get(&origin)).copied();
-        Version { at, node: node.unwrap_or(self.identity.source) }
+        // Whoever writes here in a name that is no node's of this mesh writes here.
+        Version { at, node: node.unwrap_or(self.identity.own) }
     }
 }
 
