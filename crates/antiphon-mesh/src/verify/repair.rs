@@ -209,6 +209,11 @@ impl Workshop<'_> {
 
     /// Makes the winner stand on one node, or says what that would do.
     async fn bring(&mut self, here: &Reading, job: &Job<'_>, won: &Winner) -> Result<Repaired, VerifyError> {
+        if here.shape.merges() {
+            let why = "it has columns that merge, of which no node's need be whole: update the row as it is on every \
+                       node (SET column = column), which merges them";
+            return Ok(said(&here.shape, job, won, None, Outcome::Refused(why.into())));
+        }
         let (difference, node) = (job.difference, job.node);
         let columns = || here.shape.columns.iter().map(|column| column.name.as_str());
         let key = texts(&difference.key);

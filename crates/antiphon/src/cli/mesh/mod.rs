@@ -4,6 +4,7 @@
 mod setup;
 mod show;
 mod steer;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -42,6 +43,10 @@ enum Verb {
     Conflicts(show::ConflictsArgs),
     /// Wait until everything that was committed anywhere before now is applied here
     Wait(steer::WaitArgs),
+    /// Compare the rows of all nodes while everybody goes on writing; exit code 1 if they are not the same
+    Verify(verify::VerifyArgs),
+    /// Make rows that differ the same on all nodes, with the time and node of who wrote them
+    Repair(verify::RepairArgs),
     /// Stop applying what other nodes write; their logs are kept
     Pause(steer::PauseArgs),
     /// Apply again what other nodes write
@@ -68,6 +73,8 @@ pub(super) async fn mesh(args: MeshArgs) -> Result<(), Failure> {
         Verb::Status(args) => show::status(&args).await,
         Verb::Conflicts(args) => show::conflicts(&args).await,
         Verb::Wait(args) => steer::wait(&args).await,
+        Verb::Verify(args) => verify::verify(&args).await,
+        Verb::Repair(args) => verify::repair(&args).await,
         Verb::Pause(args) => steer::pause(&args, true).await,
         Verb::Resume(args) => steer::pause(&args, false).await,
         Verb::Skip(args) => steer::skip(&args).await,
