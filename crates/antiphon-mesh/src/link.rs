@@ -252,7 +252,9 @@ impl Flow<'_> {
     /// A change is not applied before the clock here has passed its time: so whatever is written here over it is
     /// later than it, by the clocks as well.
     async fn wait_for_clock(&mut self, at: CommitTime) -> Result<(), LinkError> {
-        while let Some(ahead) = self.standing.server_clock(clock()).micros_to(at) {
+        // Past it, not just at it: at the same time the greater node would win, not the later write.
+        let past = CommitTime(at.0.saturating_add(1));
+        while let Some(ahead) = self.standing.server_clock(clock()).micros_to(past) {
             let ahead = Duration::from_micros(ahead);
             if ahead > SKEW_MAX {
                 return Err(LinkError::Skew { node: self.ends.source.name.clone(), ahead });
@@ -327,7 +329,8 @@ async fn look(
         let number = u32::try_from(number).expect("an oid has 32 bits");
         if let Some(node) = ends.names.node_of_origin(&name) {
             nodes.insert(number, node);
-            if node == ends.source.id {
+            // Of the two that stand for it, the one that this link writes with.
+            if name == ends.names.origin(ends.source.id) {
                 origin = Some(number);
             }
         }

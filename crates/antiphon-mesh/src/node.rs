@@ -277,7 +277,10 @@ impl Node<'_> {
 
     /// Forgets deletes that no change can meet any more.
     async fn collect(&mut self) -> Result<(), NodeError> {
-        let horizon = self.standing.reached().of_all_but(&[]);
+        let before = self.standing.reached().of_all_but(&[]);
+        // Whoever joins just now has applied nothing yet.
+        self.look_who_takes_part().await?;
+        let horizon = before.min(self.standing.reached().of_all_but(&[]));
         if horizon == CommitTime::UNKNOWN {
             return Ok(());
         }

@@ -208,13 +208,18 @@ impl Applier {
         }
     }
 
-    /// Deletes what is older than a truncation, which then stands as a tombstone for all of it.
+    /// Deletes what is older than a truncation, which then stands as a tombstone for all of it, unless a later one does.
     async fn truncate(&mut self, target: &Target, version: Version) -> Result<(), ApplyError> {
         let shape = &target.mapping.shape;
         self.session.ask(&shape.delete_older(), &[Param::Long(version.at.0)]).await?;
         let table = shape.id.to_string();
-        let bury = "INSERT INTO antiphon.truncations (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET id = excluded.id";
-        self.session.ask(bury, &[Param::Text(Some(table.as_bytes()))]).await?;
+        let table = [Param::Text(Some(table.as_bytes()))];
+        let stands = self.session.ask(&format!("{LOOK_FOR_TRUNCATION} FOR UPDATE"), &table).await?;
+        let stands = stands.rows.iter().map(|row| self.version(row[0].as_ref(), row[1].as_ref())).max();
+        if stands <= Some(version) {
+            let bury = "INSERT INTO antiphon.truncations (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET id = excluded.id";
+            self.session.ask(bury, &table).await?;
+        }
         Ok(())
     }
 

@@ -135,6 +135,7 @@ pub async fn join(joining: &Joining, mut tell: impl FnMut(Progress)) -> Result<N
     let rows = copy.all(&shapes, &install::shapes(&target).await?, &mut tell).await?;
     donor.batch_execute("COMMIT").await?;
     drop(exporting);
+    wait_for_clock(&donor, &target).await?;
 
     for (node, lsn) in progress {
         let set = "UPDATE antiphon.progress SET lsn = $2::text::pg_lsn WHERE node = $1";
@@ -312,6 +313,24 @@ async fn begin_copy(donor: &Client, snapshot: &str) -> Result<Horizon, SetupErro
     )]
     let seen_to = if seen_to.is_finite() { seen_to as i64 - 1000 } else { i64::MIN };
     Ok(Horizon { seen_to, stamp: seen_to })
+}
+
+/// Waits until the newcomer's clock is past the donor's: what is written there is later than what was copied.
+async fn wait_for_clock(donor: &Client, target: &Client) -> Result<(), SetupError> {
+    let now = "SELECT pg_catalog.clock_timestamp()::text";
+    let copied: String = donor.query_one(now, &[]).await?.get(0);
+    let deadline = Instant::now() + LEVEL_PATIENCE;
+    let past = "SELECT pg_catalog.clock_timestamp() > $1::text::timestamptz";
+    while !target.query_one(past, &[&copied]).await?.get::<_, bool>(0) {
+        if Instant::now() > deadline {
+            return Err(SetupError::Refused(
+                "the clock of this server is minutes behind the other node's: set it right and join again"
+                    .into(),
+            ));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
 }
 
 /// From where the newcomer reads each of the others.
