@@ -407,6 +407,8 @@ impl Sim {
             last_streaming: agent.map(|agent| agent.last_streaming.clone()).unwrap_or_default(),
             waiting_since: self.waiting_since(node).map(|at| here.clock.local(at)),
             checkpointed: agent.and_then(|agent| agent.checkpointed),
+            // Every transaction is one commit here, and ends by itself.
+            open_since: None,
         }
     }
 

@@ -3,7 +3,8 @@
 //! An operator asks for one, or the disk under the leader is full and a follower's is not.
 //!
 //! The checkpoint comes first so that the shutdown's own is short; the election is opened only when the
-//! candidate is level, so that writes stop for no longer than the last bytes need.
+//! candidate is level, so that writes stop for no longer than the last bytes need; and when what was under way before
+//! routers heard of it has ended, so that their clients see no error.
 
 use std::time::Duration;
 
@@ -19,9 +20,16 @@ use crate::NodeName;
 const LEVEL_BYTES: u64 = 1024 * 1024;
 /// How old the preparing checkpoint may be.
 const CHECKPOINT_AGE_MAX: Duration = Duration::from_secs(10);
-/// From the checkpoint to the election: routers hear of it and hold what begins, and what has begun ends, commits
-/// that wait for a follower above all. Clients without a router write on meanwhile.
+/// From the checkpoint to the election at least: routers hear of it and hold what begins, and what has begun ends,
+/// commits that wait for a follower above all. Clients without a router write on meanwhile.
 const NOTICE: Duration = Duration::from_millis(40);
+/// A transaction that was first seen open so long after the checkpoint may have begun before routers heard of the
+/// notice, and is waited for. What is seen later came past them.
+const BEGUN_BEFORE: Duration = Duration::from_millis(200);
+/// How long transactions are waited for: their clients see an error then, and everybody else has waited long enough.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked whether they have ended.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The next step of what an operator asked for, if anything is asked.
 pub(super) fn prepare(
@@ -52,6 +60,12 @@ pub(super) fn prepare(
     if world.now < checkpointed + NOTICE {
         return Some(Decision::rest(role, Why::HandingOver { to }).waking(checkpointed + NOTICE));
     }
+    let open = primary.open_since.is_some_and(|since| since <= checkpointed + BEGUN_BEFORE);
+    if open && world.now < checkpointed + PATIENCE {
+        return Some(Decision::rest(role, Why::HandingOver { to }).waking(world.now + LOOK));
+    }
+    // Announced to the end: routers that heard otherwise would send what they hold into the election.
+    let why = Why::HandingOver { to: to.clone() };
     let mut step = open_election(world, cluster, leader, Cause::Switchover { to });
     if let Step::ChangeCluster { consume_request, .. } = &mut step {
         *consume_request = Some(request.revision);

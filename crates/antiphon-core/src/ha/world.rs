@@ -434,4 +434,6 @@ pub struct PrimaryServer {
     pub waiting_since: Option<Instant>,
     /// A checkpoint was completed at this moment for a hand-over.
     pub checkpointed: Option<Instant>,
+    /// During a hand-over: since when the transaction of a client has been seen open that has been so for longest.
+    pub open_since: Option<Instant>,
 }

@@ -71,6 +71,7 @@ pub struct Node {
     pub failing: BTreeMap<String, String>,
     pub last_streaming: BTreeMap<NodeName, Instant>,
     pub waiting_since: Option<Instant>,
+    pub open_since: Option<Instant>,
     pub seen: StoreView,
     pub heard: BTreeMap<NodeName, (Instant, Beat)>,
     pub said: Option<String>,
@@ -112,6 +113,7 @@ impl Node {
             failing: BTreeMap::new(),
             last_streaming: BTreeMap::new(),
             waiting_since: None,
+            open_since: None,
             seen: StoreView::default(),
             heard: BTreeMap::new(),
             said: None,
@@ -394,6 +396,7 @@ impl Table {
                     last_streaming: node.last_streaming.clone(),
                     waiting_since: node.waiting_since,
                     checkpointed,
+                    open_since: node.open_since,
                 })
             }
         }

@@ -28,6 +28,12 @@ const LOOK_AT_FILES: Duration = Duration::from_millis(200);
 /// How often what changes seldom is looked at.
 const SELDOM: Duration = Duration::from_secs(1);
 
+/// For so long after the checkpoint for a hand-over it is looked at the transactions of clients.
+const HAND_OVER_MAX: Duration = Duration::from_secs(10);
+
+/// What a process of the server does: the process, and when it began.
+type Doing = (i64, String);
+
 /// What was seen before, for what one look cannot show.
 #[derive(Default)]
 pub(super) struct Memory {
@@ -42,7 +48,8 @@ pub(super) struct Memory {
     /// Where the WAL of a standby ends that is to stream and does not, and since when.
     starved: Option<(Lsn, Instant)>,
     history: Option<(Timeline, Vec<Position>)>,
-    waiting: BTreeMap<(i64, String), Instant>,
+    waiting: BTreeMap<Doing, Instant>,
+    open: BTreeMap<Doing, Instant>,
     last_streaming: BTreeMap<NodeName, Instant>,
     seldom: Option<Instant>,
     slots: BTreeMap<String, Option<Lsn>>,

@@ -87,6 +87,7 @@ pub(crate) fn primary() -> Server {
         standbys: Vec::new(),
         last_streaming: BTreeMap::new(),
         waiting_since: None,
+        open_since: None,
         checkpointed: None,
     })
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::super::clock::now;
 use super::super::{Inner, config, lock};
-use super::{LOOK, SELDOM, SeenTimeline};
+use super::{Doing, HAND_OVER_MAX, LOOK, SELDOM, SeenTimeline};
 use crate::{About, PendingRestart, sentence};
 
 /// The moment's facts, as JSON.
@@ -37,6 +37,11 @@ const MOMENT: &str = "SELECT json_build_object(\
         json_agg(json_build_array(pid, coalesce(query_start::text, ''))) \
             FILTER (WHERE wait_event = 'SyncRep') AS waiting \
         FROM pg_stat_activity OFFSET 0) a";
+
+/// The transactions of clients that are open, as JSON; those of agents and routers themselves are none.
+const OPEN: &str = "SELECT coalesce(json_agg(json_build_array(pid, xact_start::text)), '[]')::text \
+    FROM pg_stat_activity WHERE backend_type = 'client backend' AND xact_start IS NOT NULL \
+    AND pid <> pg_backend_pid() AND application_name NOT LIKE 'antiphon%'";
 
 /// What changes seldom, as JSON.
 const SELDOM_SEEN: &str = "SELECT json_build_object(\
@@ -80,7 +85,7 @@ struct Moment {
     startup_wait: Option<String>,
     received: Option<Lsn>,
     replayed: Option<Lsn>,
-    waiting: Option<Vec<(i64, String)>>,
+    waiting: Option<Vec<Doing>>,
     standbys: Option<Vec<Sender>>,
 }
 
@@ -310,22 +315,16 @@ impl Inner {
                 history
             }
         };
+        let hands_over = lock(&self.memory).checkpointed.is_some_and(|at| now().since(at) <= HAND_OVER_MAX);
+        let open: Vec<Doing> = if hands_over { self.json(OPEN).await? } else { Vec::new() };
         let seen_at = now();
         let standbys: Vec<Standby> = moment.standbys.iter().flatten().filter_map(standby).collect();
         let mut memory = lock(&self.memory);
         for standby in standbys.iter().filter(|standby| standby.streaming) {
             memory.last_streaming.insert(standby.name.clone(), seen_at);
         }
-        let before = std::mem::take(&mut memory.waiting);
-        let since = |commit: &(i64, String)| before.get(commit).copied().unwrap_or(seen_at);
-        let waiting: BTreeMap<(i64, String), Instant> = moment
-            .waiting
-            .unwrap_or_default()
-            .into_iter()
-            .map(|commit| (commit.clone(), since(&commit)))
-            .collect();
-        let waiting_since = waiting.values().min().copied();
-        memory.waiting = waiting;
+        let waiting_since = oldest(&mut memory.waiting, moment.waiting.unwrap_or_default(), seen_at);
+        let open_since = oldest(&mut memory.open, open, seen_at);
         Ok(Server::Primary(PrimaryServer {
             timeline: written,
             flushed: moment.flushed.unwrap_or_default(),
@@ -336,8 +335,17 @@ impl Inner {
             last_streaming: memory.last_streaming.clone(),
             waiting_since,
             checkpointed: memory.checkpointed,
+            open_since,
         }))
     }
+}
+
+/// Takes note of what the server does now: since when it has been seen doing what it has done for longest.
+fn oldest(known: &mut BTreeMap<Doing, Instant>, seen: Vec<Doing>, at: Instant) -> Option<Instant> {
+    let before = std::mem::take(known);
+    *known =
+        seen.into_iter().map(|doing| (doing.clone(), before.get(&doing).copied().unwrap_or(at))).collect();
+    known.values().min().copied()
 }
 
 fn standby(sender: &Sender) -> Option<Standby> {
