@@ -14,8 +14,8 @@ use crate::catalogues::Keepers;
 use crate::dial::{self, described, is_hopeless};
 use crate::follow;
 use crate::reload;
-use crate::scram::Verifier;
-use crate::settings::{Account, AuthQuery, Authentication};
+use crate::secrets::Secret;
+use crate::settings::{Account, AuthQuery, Secrets};
 use crate::shared::{Ask, Note, Shared, Target};
 use crate::wire::messages;
 
@@ -90,9 +90,9 @@ async fn answer(shared: &Shared, ask: Ask, own: &OwnLink, follows: watch::Receiv
             shared.note(thread, Note::Reloaded(client, done));
         }
         Ask::User { thread, client, user } => {
-            let found = match &shared.settings().authentication {
-                Authentication::Query(query) => look_up(shared, query, &user, own, follows).await,
-                Authentication::Trust | Authentication::Users(_) => Ok(None),
+            let found = match &shared.settings().authentication.secrets {
+                Secrets::Query(query) => look_up(shared, query, &user, own, follows).await,
+                Secrets::Nothing | Secrets::Users(_) => Ok(None),
             };
             shared.note(thread, Note::User(client, found));
         }
@@ -130,8 +130,8 @@ async fn look_up(
     user: &str,
     own: &OwnLink,
     mut follows: watch::Receiver<Target>,
-) -> Result<Option<Verifier>, String> {
-    let known = shared.verifier(user).map(|(verifier, _)| verifier);
+) -> Result<Option<Secret>, String> {
+    let known = shared.secret_of(user).map(|(verifier, _)| verifier);
     let until = Instant::now() + shared.settings().failover_hold;
     let mut why = "the cluster has no leader".to_owned();
     while Instant::now() < until {
@@ -139,7 +139,7 @@ async fn look_up(
         if let Some(leader) = leader {
             match timeout(LOOKUP_MAX, ask(shared, query, user, leader, own)).await {
                 Ok(Ok(verifier)) => {
-                    shared.set_verifier(user, verifier.clone());
+                    shared.set_secret(user, verifier.clone());
                     return Ok(verifier);
                 }
                 Ok(Err(failed)) if failed.for_good && known.is_none() => return Err(failed.why),
@@ -183,12 +183,12 @@ async fn ask(
     user: &str,
     leader: SocketAddr,
     own: &OwnLink,
-) -> Result<Option<Verifier>, Failed> {
+) -> Result<Option<Secret>, Failed> {
     let client = connected(shared, query, leader, own).await?;
     let row = client.query_opt(&query.query, &[&user]).await?;
     let Some(row) = row else { return Ok(None) };
     let stored: Option<&str> = row.try_get(1)?;
-    match stored.map(Verifier::parse) {
+    match stored.map(Secret::parse) {
         Some(Ok(verifier)) => Ok(Some(verifier)),
         Some(Err(error)) => {
             tracing::warn!(user, %error, "a user cannot log in through the router");

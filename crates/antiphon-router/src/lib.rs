@@ -33,7 +33,9 @@ pub mod positions;
 mod reload;
 pub mod route;
 pub mod routes;
+pub mod rules;
 pub mod scram;
+pub mod secrets;
 mod servers;
 pub mod session;
 pub mod settings;
@@ -49,7 +51,7 @@ mod worker;
 
 pub use positions::Consistency;
 pub use settings::{
-    Account, AuthQuery, Authentication, ClientsTls, Console, Encryption, PoolMode, Reads, Servers,
+    Account, AuthQuery, Authentication, ClientsTls, Console, Encryption, PoolMode, Reads, Secrets, Servers,
     ServersTls, Settings, Source, Wants,
 };
 pub use start::{Handle, Router, StartError};

@@ -2,7 +2,8 @@
 //!
 //! Pure: messages in, bytes out. It ends with what the server says of itself, which clients are then told.
 
-use crate::scram::{self, Credentials, Login, NONCE_BYTES};
+use crate::scram::{self, Login, NONCE_BYTES};
+use crate::secrets::Credentials;
 use crate::session::Farewell;
 use crate::wire::{fields, messages};
 
@@ -89,10 +90,14 @@ impl ServerLogin {
                 if !data.split(|byte| *byte == 0).any(|name| name == scram::MECHANISM.as_bytes()) {
                     return Err(failure("28000", "the server does not offer SCRAM-SHA-256"));
                 }
-                let credentials = self.credentials.take();
-                let credentials = credentials.ok_or_else(|| {
-                    failure("28000", "the server asks for a password, and this client proved none")
-                })?;
+                let credentials = match self.credentials.take() {
+                    Some(Credentials::Scram(credentials)) => credentials,
+                    Some(Credentials::Md5(_)) => {
+                        let why = "the server asks for SCRAM-SHA-256, and an MD5 hash is known of this user's password";
+                        return Err(failure("28000", why));
+                    }
+                    None => return Err(no_password()),
+                };
                 let (exchange, first) = Login::begin(credentials, &self.nonce);
                 self.exchange = Some(exchange);
                 messages::sasl_initial(out, scram::MECHANISM, first.as_bytes());
@@ -110,13 +115,34 @@ impl ServerLogin {
                 self.proved = true;
                 Ok(())
             }
-            3 | 5 => Err(failure(
+            5 => {
+                let salt = data.try_into().map_err(|_| failure("08P01", "a salt has four bytes"))?;
+                match self.credentials.take() {
+                    Some(Credentials::Md5(hash)) => {
+                        messages::put(out, b'p', |body| {
+                            messages::put_text(body, hash.proof(salt).as_bytes());
+                        });
+                        Ok(())
+                    }
+                    Some(Credentials::Scram(_)) => {
+                        let why =
+                            "the server asks for MD5, and this user has proved its password by SCRAM-SHA-256";
+                        Err(failure("28000", why))
+                    }
+                    None => Err(no_password()),
+                }
+            }
+            3 => Err(failure(
                 "28000",
-                "the server asks for a password in the clear or for MD5; the router logs in by SCRAM-SHA-256 only",
+                "the server asks for a password in the clear, which the router does not send",
             )),
             other => Err(failure("28000", format!("the server asks for authentication {other}"))),
         }
     }
+}
+
+fn no_password() -> Farewell {
+    failure("28000", "the server asks for a password, and this client proved none")
 }
 
 /// A failure in the router's words.

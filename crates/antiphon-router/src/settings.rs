@@ -11,7 +11,8 @@ use tokio_postgres::Config;
 use crate::balance::Balance;
 use crate::plain::Server;
 use crate::positions::Consistency;
-use crate::scram::Verifier;
+use crate::rules::Rules;
+use crate::secrets::Secret;
 
 /// Reads again what the router is told, which may take a while: that, and what besides has changed that waits for a
 /// restart of the process. An error says what is wrong with it.
@@ -225,14 +226,23 @@ impl std::fmt::Debug for Account {
 }
 
 /// How clients prove who they are.
+#[derive(Clone, Debug)]
+pub struct Authentication {
+    /// What is asked of whom.
+    pub rules: Rules,
+    /// What passwords are checked against.
+    pub secrets: Secrets,
+}
+
+/// Where it is known what is kept of passwords.
 #[derive(Clone)]
-pub enum Authentication {
-    /// They do not.
-    Trust,
-    /// By SCRAM-SHA-256, against verifiers that the leader is asked for.
+pub enum Secrets {
+    /// Nowhere: nobody is asked for one.
+    Nothing,
+    /// The leader is asked.
     Query(AuthQuery),
-    /// By SCRAM-SHA-256, against verifiers by user.
-    Users(HashMap<String, Verifier>),
+    /// Here, by user.
+    Users(HashMap<String, Secret>),
 }
 
 /// Where verifiers are asked for.
@@ -240,14 +250,14 @@ pub enum Authentication {
 pub struct AuthQuery {
     /// The router's own account.
     pub account: Account,
-    /// A query with the user as `$1`, that gives the user's name and verifier.
+    /// A query with the user as `$1`, that gives the user's name and what is kept of its password.
     pub query: String,
 }
 
-impl std::fmt::Debug for Authentication {
+impl std::fmt::Debug for Secrets {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Trust => f.write_str("Trust"),
+            Self::Nothing => f.write_str("Nothing"),
             Self::Query(query) => write!(f, "Query by {:?}", query.account),
             Self::Users(users) => write!(f, "{} users", users.len()),
         }

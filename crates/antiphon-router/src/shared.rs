@@ -16,7 +16,7 @@ use crate::orders::Order;
 use crate::pace::Pace;
 use crate::positions::Reading;
 use crate::routes::Routes;
-use crate::scram::{Credentials, Verifier};
+use crate::secrets::{Credentials, Secret};
 use crate::settings::{Settings, Source};
 use crate::worker::link::ServerLink;
 
@@ -78,8 +78,8 @@ pub enum Note {
     Positions,
     /// What names of this database mean; none if that is not known any more.
     Catalogue(String, Option<Arc<Catalogue>>),
-    /// A user was looked up: the verifier, none if there is no such user, or what went wrong.
-    User(ClientId, Result<Option<Verifier>, String>),
+    /// A user was looked up: what is kept of its password, none if there is no such user, or what went wrong.
+    User(ClientId, Result<Option<Secret>, String>),
     /// Another thread wants links that nobody uses here.
     Wanted(PoolKey),
     /// A link was given up: this thread, whose turn it is, may open one.
@@ -253,7 +253,7 @@ pub struct Shared {
     began: Instant,
     target: Mutex<(Target, Arc<Reading>)>,
     hosts: RwLock<HashMap<SocketAddr, String>>,
-    verifiers: RwLock<HashMap<String, (Option<Verifier>, Instant)>>,
+    verifiers: RwLock<HashMap<String, (Option<Secret>, Instant)>>,
     budgets: Mutex<HashMap<PoolKey, Arc<Budget>>>,
 }
 
@@ -399,14 +399,14 @@ impl Shared {
     }
 
     /// What is known of a user, and whether that is fresh.
-    pub fn verifier(&self, user: &str) -> Option<(Option<Verifier>, bool)> {
+    pub fn secret_of(&self, user: &str) -> Option<(Option<Secret>, bool)> {
         let verifiers = self.verifiers.read().unwrap_or_else(PoisonError::into_inner);
         let (verifier, at) = verifiers.get(user)?;
         Some((verifier.clone(), at.elapsed() < VERIFIER_FRESH))
     }
 
     /// A user was looked up.
-    pub fn set_verifier(&self, user: &str, verifier: Option<Verifier>) {
+    pub fn set_secret(&self, user: &str, verifier: Option<Secret>) {
         let mut verifiers = self.verifiers.write().unwrap_or_else(PoisonError::into_inner);
         if verifiers.len() >= VERIFIERS_MAX {
             verifiers.retain(|_, (verifier, at)| verifier.is_some() && at.elapsed() < VERIFIER_FRESH);

@@ -12,6 +12,7 @@
 mod binding;
 mod explain;
 mod files;
+mod name;
 mod postgres;
 mod stream;
 mod verify;
@@ -34,6 +35,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 pub use crate::explain::{explain, reason, rejection};
 pub use crate::files::{File, Identity, TlsError, days_left};
+pub use crate::name::common_name;
 pub use crate::postgres::{Connector, PROTOCOL, Session};
 pub use crate::stream::{Stream, farewell};
 pub use rustls::Connection;

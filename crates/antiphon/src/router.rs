@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use antiphon_router::plain::Server;
 use antiphon_router::{
-    Account, AuthQuery, Authentication, ClientsTls, Console, Reads, Router, Servers, ServersTls, Settings,
-    Source,
+    Account, AuthQuery, Authentication, ClientsTls, Console, Reads, Router, Secrets, Servers, ServersTls,
+    Settings, Source,
 };
 use antiphon_tls::{ClientTls, ServerTls, TlsError, days_left};
 use anyhow::Context;
@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, RouterApi, datetime};
-use crate::config::{self, Listen, RouterAuthentication, RouterConfig, RouterFile};
+use crate::config::{self, Listen, RouterConfig, RouterFile, RouterSecrets};
 use crate::log::Log;
 use crate::systemd::notify;
 
@@ -70,14 +70,15 @@ fn settings(file: &RouterFile) -> anyhow::Result<Settings> {
         password: account.password.as_ref().map(|password| password.expose().to_owned()),
         database: account.database.clone(),
     });
-    let authentication = match (&config.authentication, &account) {
-        (RouterAuthentication::Trust, _) => Authentication::Trust,
-        (RouterAuthentication::Users(users), _) => Authentication::Users(users.clone()),
-        (RouterAuthentication::Query(query), Some(account)) => {
-            Authentication::Query(AuthQuery { account: account.clone(), query: query.clone() })
+    let secrets = match (&config.authentication.secrets, &account) {
+        (RouterSecrets::Nothing, _) => Secrets::Nothing,
+        (RouterSecrets::Users(users), _) => Secrets::Users(users.clone()),
+        (RouterSecrets::Query(query), Some(account)) => {
+            Secrets::Query(AuthQuery { account: account.clone(), query: query.clone() })
         }
-        (RouterAuthentication::Query(_), None) => anyhow::bail!("router.auth_user is missing"),
+        (RouterSecrets::Query(_), None) => anyhow::bail!("router.auth_user is missing"),
     };
+    let authentication = Authentication { rules: config.authentication.rules.clone(), secrets };
     let servers = config.servers.iter();
     let servers = servers.map(|address| Server { host: address.host.clone(), port: address.port });
     let servers =

@@ -10,6 +10,7 @@ use super::socket::Socket;
 use crate::positions::{Follower, Reading};
 use crate::routes::Reason;
 use crate::scram::Exchange;
+use crate::secrets::Hash;
 use crate::session::{Reads, Session, Status};
 use crate::shared::ClientId;
 use crate::stats::Asked;
@@ -23,6 +24,8 @@ pub struct Wish {
     pub database: String,
     /// The protocol's minor version.
     pub minor: u16,
+    /// It may prove its password by an MD5 hash.
+    pub md5: bool,
 }
 
 /// How far a client has come.
@@ -38,6 +41,8 @@ pub enum Phase {
     Sasl(Box<(Wish, crate::scram::Verifier)>),
     /// It shall prove its password.
     Proof(Box<(Wish, Exchange)>),
+    /// It shall prove that it knows this hash, with this salt.
+    Md5(Box<(Wish, Hash, [u8; 4])>),
     /// It is who it says, and waits until a server has told of itself.
     Greeting(Box<Wish>),
     /// It has a session.

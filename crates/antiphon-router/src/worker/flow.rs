@@ -78,7 +78,12 @@ impl Worker {
             let at_work = match &client.phase {
                 Phase::Lookup(_) | Phase::Greeting(_) => false,
                 Phase::Console(console) => !console.is_at_work(),
-                Phase::Opening(_) | Phase::Direct | Phase::Sasl(_) | Phase::Proof(_) | Phase::Session => true,
+                Phase::Opening(_)
+                | Phase::Direct
+                | Phase::Sasl(_)
+                | Phase::Proof(_)
+                | Phase::Md5(_)
+                | Phase::Session => true,
             };
             let held = client.waits || client.busy;
             if held || client.leaves || !at_work || !client.out.is_empty() {

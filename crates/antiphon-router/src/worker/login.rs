@@ -1,22 +1,21 @@
 //! The beginnings: a client from its first packet to its session, a link from its first byte to its first use.
 
-use super::client::{Client, Phase, Wish};
+use super::client::{Phase, Wish};
 use super::link::Stage;
 use super::{Work, Worker};
 use crate::login::failure;
 use crate::own;
 use crate::parameters::{self, Parameters};
-use crate::scram::{self, Binding, Exchange, NONCE_BYTES, ScramError, Verifier};
 use crate::session::{Farewell, Reports, Session};
-use crate::settings::{Authentication, PoolMode};
-use crate::shared::{Ask, ClientId, Note, Place, PoolKey, lock};
+use crate::settings::PoolMode;
+use crate::shared::{Note, lock};
 use crate::sql::Pin;
 use crate::wire::messages::{self, Complaint};
 use crate::wire::startup::{self, NEWEST_MINOR, Opening, Start};
-use crate::wire::{self, Frame, HEADER_BYTES, fields};
+use crate::wire::{self, Frame, HEADER_BYTES};
 
 /// Times that a client may ask for encryption before it begins: TLS, then GSS.
-const ENCRYPTION_ASKED_MAX: u8 = 2;
+pub(super) const ENCRYPTION_ASKED_MAX: u8 = 2;
 /// Bytes of a cancel key: protocol 3.0 has 4, 3.2 takes any number.
 const KEY_BYTES: [usize; 2] = [4, 32];
 /// Longest name of a user or a database, in bytes.
@@ -28,7 +27,7 @@ pub(super) fn malformed(message: &str) -> Complaint {
 }
 
 /// Random bytes; none if the kernel has none.
-fn random<const N: usize>() -> Option<[u8; N]> {
+pub(super) fn random<const N: usize>() -> Option<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).ok().map(|()| bytes)
 }
@@ -44,7 +43,7 @@ impl Worker {
         let done = match client.phase {
             Phase::Opening(asked) => self.open(slot, asked, input, at),
             Phase::Direct => self.open_direct(slot),
-            Phase::Sasl(_) | Phase::Proof(_) => self.password(slot, input, at),
+            Phase::Sasl(_) | Phase::Proof(_) | Phase::Md5(_) => self.password(slot, input, at),
             Phase::Lookup(_) | Phase::Greeting(_) | Phase::Session | Phase::Console(_) => return false,
         };
         match done {
@@ -138,6 +137,7 @@ impl Worker {
             user: user.to_owned(),
             database: database.to_owned(),
             minor: start.minor.min(NEWEST_MINOR),
+            md5: false,
         };
         if let Some(client) = self.clients.get_mut(slot) {
             client.session = Session::new(parameters);
@@ -151,61 +151,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Finds what the client's password is checked against.
-    fn identify(&mut self, slot: usize, wish: Wish) {
-        let found = match &self.settings.authentication {
-            Authentication::Trust => return self.greet(slot, wish),
-            Authentication::Users(users) => Some((users.get(&wish.user).cloned(), true)),
-            Authentication::Query(_) => self.shared.verifier(&wish.user),
-        };
-        match found {
-            Some((verifier, true)) => self.ask_password(slot, wish, verifier),
-            Some((_, false)) | None => {
-                let Some(client) = self.clients.get_mut(slot) else { return };
-                let id = client.id(slot);
-                let ask = Ask::User { thread: self.number, client: id, user: wish.user.clone() };
-                client.phase = Phase::Lookup(Box::new(wish));
-                if self.shared.control.try_send(ask).is_err() {
-                    let message = "too many users are being looked up; try again";
-                    self.dismiss(slot, &Complaint::fatal("53300", message));
-                }
-            }
-        }
-    }
-
-    /// The control task has looked a user up.
-    pub(super) fn looked_up(&mut self, id: ClientId, found: Result<Option<Verifier>, String>) {
-        let Some(client) = self.clients.get_mut(id.slot).filter(|client| client.serial == id.serial) else {
-            return;
-        };
-        let Phase::Lookup(wish) = &mut client.phase else { return };
-        let wish = std::mem::take(&mut **wish);
-        match found {
-            Ok(verifier) => self.ask_password(id.slot, wish, verifier),
-            Err(why) => {
-                let complaint = Complaint::fatal("57P03", "the password could not be checked");
-                self.dismiss(id.slot, &complaint.with_detail(Some(why)));
-            }
-        }
-        self.resume(id.slot);
-    }
-
-    fn ask_password(&mut self, slot: usize, wish: Wish, verifier: Option<Verifier>) {
-        let verifier = verifier.unwrap_or_else(|| Verifier::impossible(&wish.user, &self.shared.secret));
-        let can_be_bound = |client: &Client| client.socket.end_point().is_some();
-        let mut mechanisms = Vec::new();
-        if self.clients.get(slot).is_some_and(can_be_bound) {
-            messages::put_text(&mut mechanisms, scram::MECHANISM_BOUND.as_bytes());
-        }
-        messages::put_text(&mut mechanisms, scram::MECHANISM.as_bytes());
-        mechanisms.push(0);
-        let mut bytes = Vec::new();
-        messages::authentication(&mut bytes, 10, &mechanisms);
-        self.tell(slot, &bytes);
-        self.set_phase(slot, Phase::Sasl(Box::new((wish, verifier))));
-    }
-
-    fn set_phase(&mut self, slot: usize, phase: Phase) {
+    pub(super) fn set_phase(&mut self, slot: usize, phase: Phase) {
         if let Some(client) = self.clients.get_mut(slot) {
             client.phase = phase;
         }
@@ -219,47 +165,8 @@ impl Worker {
         }
     }
 
-    fn password(&mut self, slot: usize, input: &[u8], at: &mut usize) -> Result<bool, Complaint> {
-        let body = match wire::from_client(input) {
-            Frame::Partial => return Ok(false),
-            Frame::Message { kind: b'p', bytes } if bytes <= scram::MESSAGE_BYTES_MAX => {
-                let Some(body) = input.get(HEADER_BYTES..bytes) else { return Ok(false) };
-                *at += bytes;
-                body
-            }
-            Frame::Message { .. } | Frame::Malformed => return Err(malformed("expected SASL response")),
-        };
-        let Some(client) = self.clients.get_mut(slot) else { return Ok(false) };
-        let mut bytes = Vec::new();
-        match std::mem::replace(&mut client.phase, Phase::Opening(ENCRYPTION_ASKED_MAX)) {
-            Phase::Sasl(asked) => {
-                let (wish, verifier) = *asked;
-                let first = sasl_first(body, client.socket.end_point());
-                let (first, binding) = first.ok_or_else(|| malformed("malformed SASL initial response"))?;
-                let nonce = random::<NONCE_BYTES>().ok_or_else(|| malformed("no random numbers"))?;
-                let (exchange, answer) = Exchange::begin(verifier, first, &nonce, binding)
-                    .map_err(|error| refusal(&error, &wish))?;
-                messages::authentication(&mut bytes, 11, answer.as_bytes());
-                client.phase = Phase::Proof(Box::new((wish, exchange)));
-                self.tell(slot, &bytes);
-            }
-            Phase::Proof(asked) => {
-                let (wish, exchange) = *asked;
-                let (credentials, answer) = exchange.finish(body).map_err(|error| refusal(&error, &wish))?;
-                let (user, database) = (wish.user.clone(), wish.database.clone());
-                let budget = self.shared.budget(&PoolKey { user, database, place: Place::Leader });
-                *lock(&budget.credentials) = Some(credentials);
-                messages::authentication(&mut bytes, 12, answer.as_bytes());
-                self.tell(slot, &bytes);
-                self.greet(slot, wish);
-            }
-            phase => client.phase = phase,
-        }
-        Ok(true)
-    }
-
     /// The client is who it says: it gets its session as soon as a server has told of itself.
-    fn greet(&mut self, slot: usize, wish: Wish) {
+    pub(super) fn greet(&mut self, slot: usize, wish: Wish) {
         if self.wants_console(&wish) {
             return self.open_console(slot, &wish);
         }
@@ -365,37 +272,4 @@ impl Worker {
         let complaint = Complaint::fatal("22023", "the settings of this session could not be restored");
         self.dismiss(client, &complaint.with_detail(Some(format!("The server said: {message}"))));
     }
-}
-
-/// The client's first SCRAM message, out of a SASLInitialResponse for a mechanism that was offered, and what its
-/// login is bound to.
-fn sasl_first<'a>(body: &'a [u8], end_point: Option<&'a [u8]>) -> Option<(&'a [u8], Binding<'a>)> {
-    let (mechanism, rest) = fields::text(body)?;
-    let binding = match end_point {
-        Some(hash) if mechanism == scram::MECHANISM_BOUND.as_bytes() => Binding::EndPoint(hash),
-        Some(_) => Binding::Declined,
-        None => Binding::NotOffered,
-    };
-    let known = matches!(binding, Binding::EndPoint(_)) || mechanism == scram::MECHANISM.as_bytes();
-    let [a, b, c, d, first @ ..] = rest else { return None };
-    let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
-    (known && length == first.len()).then_some((first, binding))
-}
-
-/// What a client is told whose login failed.
-fn refusal(error: &ScramError, wish: &Wish) -> Complaint {
-    let why = match error {
-        ScramError::WrongPassword => {
-            let user = &wish.user;
-            return Complaint::fatal("28P01", format!("password authentication failed for user \"{user}\""));
-        }
-        ScramError::NotSeen => {
-            "The client can bind its login to the connection and believes that the router cannot, which it offered."
-        }
-        ScramError::OtherConnection => {
-            "The login was made for a connection to a server with another certificate."
-        }
-        ScramError::Malformed(_) | ScramError::NotAVerifier => return malformed(&error.to_string()),
-    };
-    Complaint::fatal("28000", error.to_string()).with_detail(Some(why.to_owned()))
 }

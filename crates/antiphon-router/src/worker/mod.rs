@@ -10,6 +10,7 @@ mod drain;
 mod ends;
 mod flow;
 mod hold;
+mod identify;
 pub mod link;
 mod login;
 mod openings;

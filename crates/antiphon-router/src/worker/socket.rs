@@ -67,6 +67,12 @@ impl Socket {
         self.tls.as_ref().and_then(|tls| tls.alpn_protocol()) == Some(PROTOCOL)
     }
 
+    /// The certificate that the other side has shown, and that was found good.
+    pub fn certificate(&self) -> Option<&[u8]> {
+        let chain = self.tls.as_ref()?.peer_certificates()?;
+        chain.first().map(|certificate| certificate.as_ref())
+    }
+
     /// What a login can be bound to; none in the clear.
     pub fn end_point(&self) -> Option<&[u8]> {
         self.end_point.as_deref()

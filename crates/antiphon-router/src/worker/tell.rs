@@ -60,7 +60,12 @@ impl Worker {
                     }
                 }
                 Phase::Console(_) => {}
-                Phase::Opening(_) | Phase::Direct | Phase::Lookup(_) | Phase::Sasl(_) | Phase::Proof(_) => {
+                Phase::Opening(_)
+                | Phase::Direct
+                | Phase::Lookup(_)
+                | Phase::Sasl(_)
+                | Phase::Proof(_)
+                | Phase::Md5(_) => {
                     told.logging_in += 1;
                 }
             }

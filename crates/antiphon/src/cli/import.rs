@@ -47,7 +47,7 @@ struct Made {
 }
 
 /// Keys that mean the same, and the router's names for them.
-const SAME: [(&str, &str); 19] = [
+const SAME: [(&str, &str); 20] = [
     ("auth_user", "auth_user"),
     ("auth_query", "auth_query"),
     ("auth_dbname", "auth_dbname"),
@@ -57,6 +57,7 @@ const SAME: [(&str, &str); 19] = [
     ("client_login_timeout", "client_login_timeout"),
     ("server_idle_timeout", "server_idle_timeout"),
     ("server_lifetime", "server_lifetime"),
+    ("auth_hba_file", "auth_hba_file"),
     ("admin_users", "admin_users"),
     ("stats_users", "stats_users"),
     ("client_tls_sslmode", "client_tls_sslmode"),
@@ -150,7 +151,7 @@ fn router_file(ini: &str) -> Result<Made, String> {
             "auth_file was left out: with auth_user the servers are asked for all users; auth_password is still to be filled in".to_owned(),
         ),
         Some(file) => {
-            made.notes.push(format!("auth_file {file}: lines with other secrets than SCRAM-SHA-256 verifiers have to be replaced"));
+            made.notes.push(format!("auth_file {file}: lines with plain passwords have to be replaced by what the server keeps"));
             lines.push(("auth_file".to_owned(), file));
         }
         None => {}
@@ -188,9 +189,13 @@ fn auth_type(value: &str, notes: &mut Vec<String>) -> Option<(String, String)> {
     match value {
         "trust" | "any" => return Some(("auth_type".to_owned(), "trust".to_owned())),
         "scram-sha-256" => {}
-        "md5" | "plain" => notes.push(format!(
-            "auth_type {value}: the router takes SCRAM-SHA-256 only; passwords that are stored as MD5 have to be set again, with password_encryption = scram-sha-256"
-        )),
+        "cert" | "hba" => return Some(("auth_type".to_owned(), value.to_owned())),
+        "md5" | "plain" => {
+            notes.push(format!(
+                "auth_type {value}: users whose password is kept as MD5 or SCRAM-SHA-256 log in; plain passwords in auth_file have to be replaced by what the server keeps"
+            ));
+            return Some(("auth_type".to_owned(), "md5".to_owned()));
+        }
         _ => notes.push(format!("auth_type {value} has no equal: the router takes SCRAM-SHA-256")),
     }
     Some(("auth_type".to_owned(), "scram-sha-256".to_owned()))

@@ -36,7 +36,7 @@ pub use model::{
     WatchdogConfig, WatchdogMode,
 };
 pub use problem::{ConfigErrors, Place, Problem};
-pub use router::{RouterAccount, RouterAuthentication, RouterConfig, RouterFile, RouterReads};
+pub use router::{RouterAccount, RouterAuthentication, RouterConfig, RouterFile, RouterReads, RouterSecrets};
 pub use sample::{Sample, SampleServer, sample};
 pub use secret::Secret;
 pub use tls::{RouterClientsTls, RouterServersTls};

@@ -4,22 +4,24 @@
 //! no member. The userlist is read here, too, so that a mistake in it is told with its line like any other.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::time::Duration;
 
 use antiphon_router::balance::Balance;
-use antiphon_router::scram::Verifier;
 use antiphon_router::{PoolMode, Wants};
-use antiphon_tls::ClientFiles;
+use antiphon_tls::{ClientFiles, Clients};
 
 use super::address::{Address, Listen};
 use super::model::LogConfig;
 use super::problem::Findings;
 use super::resolve;
-use super::secret::Secret;
+use super::secret;
 use super::section::Section;
 use super::tls::{self, RouterClientsTls, RouterServersTls};
 use super::yaml::{Entry, Node};
+
+mod auth;
+
+pub use auth::{RouterAuthentication, RouterSecrets};
 
 const ROUTER_PORT: u16 = 6432;
 const API_PORT: u16 = 8008;
@@ -37,10 +39,6 @@ const NO_TOKENS: &str = "needs read_from: followers; without it the router knows
 /// Sections of a member: with any of them, the file is a node file.
 pub(super) const OF_A_MEMBER: [&str; 8] =
     ["name", "restapi", "raft", "etcd", "etcd3", "postgresql", "bootstrap", "heartbeat"];
-/// Asks for the verifier of a user who may log in now.
-const AUTH_QUERY: &str = "SELECT rolname, rolpassword FROM pg_catalog.pg_authid \
-                          WHERE rolname = $1 AND rolcanlogin AND (rolvaliduntil IS NULL OR rolvaliduntil > now())";
-
 /// A router and the file that it stands in.
 #[derive(Clone, Debug)]
 pub struct RouterFile {
@@ -107,7 +105,7 @@ pub struct RouterAccount {
     /// Its name.
     pub user: String,
     /// Its password.
-    pub password: Option<Secret>,
+    pub password: Option<secret::Secret>,
     /// The database that it goes to.
     pub database: String,
 }
@@ -125,17 +123,6 @@ pub struct RouterReads {
     pub causal_wait: Duration,
     /// How reads are spread over followers.
     pub balance: Balance,
-}
-
-/// How clients prove who they are.
-#[derive(Clone, Debug)]
-pub enum RouterAuthentication {
-    /// They do not (`auth_type: trust`).
-    Trust,
-    /// By SCRAM-SHA-256; the leader is asked for their verifiers with the router's own account, by this query.
-    Query(String),
-    /// By SCRAM-SHA-256, against the verifiers of a file.
-    Users(HashMap<String, Verifier>),
 }
 
 /// Reads the section; none if there is none, or a problem has been noted.
@@ -198,9 +185,16 @@ fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
     let http = section.get("http_listen").and_then(|_| section.listen("http_listen", Some(HTTP_PORT)));
     let admin_users = section.texts("admin_users", true);
     let stats_users = section.texts("stats_users", true);
-    let account = account(section);
-    let authentication = authentication(section, account.is_some(), reads.is_some());
-    let clients_tls = tls::router_clients(section);
+    let account = auth::account(section);
+    let more = reads.is_some() || !servers.is_empty();
+    let authentication = auth::authentication(section, account.is_some(), more);
+    let asks = authentication.as_ref().is_some_and(|how| how.rules.ask_certificates());
+    let clients_tls = tls::router_clients(section, asks);
+    let certificates = clients_tls.as_ref().is_some_and(|tls| tls.files.clients != Clients::NotAsked);
+    if asks && !certificates {
+        let message = "asks clients for certificates; set client_tls_sslmode, and client_tls_ca_file to the authority that signed theirs";
+        section.problem(if section.has("auth_type") { "auth_type" } else { "hba" }, message);
+    }
     let servers_tls = tls::router_servers(section);
     let agents_tls = tls::router_agents(section, top);
     section.without_effect(
@@ -346,89 +340,6 @@ fn wants_of(section: &Section<'_>, name: &str, followers: bool) -> HashMap<Strin
         (entry.key.clone(), wants)
     };
     names.rest().into_iter().map(of).collect()
-}
-
-fn account(section: &Section<'_>) -> Option<RouterAccount> {
-    let user = section.text("auth_user");
-    let password = section.secret("auth_password");
-    let database = section.text("auth_dbname").unwrap_or_else(|| "postgres".to_owned());
-    user.map(|user| RouterAccount { user, password, database })
-}
-
-fn authentication(section: &Section<'_>, has_account: bool, reads: bool) -> Option<RouterAuthentication> {
-    let trust = section.choice("auth_type", &[("scram-sha-256", false), ("trust", true)]).unwrap_or(false);
-    let file = section.path("auth_file");
-    let query = section.text("auth_query").unwrap_or_else(|| AUTH_QUERY.to_owned());
-    match (trust, file, has_account) {
-        (true, _, _) => {
-            section.warning("auth_type", "is trust: whoever reaches the router is let in as any user that the server does not ask for a password");
-            Some(RouterAuthentication::Trust)
-        }
-        (false, Some(_), true) if !reads => {
-            section.problem("auth_file", "is given beside auth_user; keep one of them");
-            None
-        }
-        (false, Some(file), _) => users(section, &file).map(RouterAuthentication::Users),
-        (false, None, true) => Some(RouterAuthentication::Query(query)),
-        (false, None, false) => {
-            section.problem(
-                "auth_user",
-                "is missing: the account with which the router asks for its users' verifiers; or give auth_file",
-            );
-            None
-        }
-    }
-}
-
-/// Reads a userlist as PgBouncer has it: a line a user, `"name" "SCRAM-SHA-256$…"`.
-fn users(section: &Section<'_>, file: &Path) -> Option<HashMap<String, Verifier>> {
-    let text = match std::fs::read_to_string(file) {
-        Ok(text) => text,
-        Err(error) => {
-            section.problem("auth_file", format!("{} could not be read: {error}", file.display()));
-            return None;
-        }
-    };
-    let mut users = HashMap::new();
-    let mut sound = true;
-    for (number, line) in (1..).zip(text.lines()) {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with(';') {
-            continue;
-        }
-        let pair = quoted(line).and_then(|(name, rest)| Some((name, quoted(rest.trim_start())?.0)));
-        match pair.map(|(name, secret)| (name, Verifier::parse(&secret))) {
-            Some((name, Ok(verifier))) => drop(users.insert(name, verifier)),
-            // The line is not repeated: it may hold a password.
-            Some((_, Err(error))) => {
-                sound = false;
-                section.problem("auth_file", format!("line {number} of {}: {error}", file.display()));
-            }
-            None => {
-                sound = false;
-                let form = "is not of the form \"user\" \"SCRAM-SHA-256$...\"";
-                section.problem("auth_file", format!("line {number} of {} {form}", file.display()));
-            }
-        }
-    }
-    sound.then_some(users)
-}
-
-/// A text in double quotes, in which a doubled quote is one, and what follows.
-fn quoted(line: &str) -> Option<(String, &str)> {
-    let mut rest = line.strip_prefix('"')?;
-    let mut text = String::new();
-    loop {
-        let (part, after) = rest.split_once('"')?;
-        text.push_str(part);
-        match after.strip_prefix('"') {
-            Some(more) => {
-                text.push('"');
-                rest = more;
-            }
-            None => return Some((text, after)),
-        }
-    }
 }
 
 #[cfg(test)]

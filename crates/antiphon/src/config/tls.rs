@@ -132,8 +132,9 @@ const SSL_MODES: [(&str, SslMode); 6] = [
     ("verify-full", SslMode::VerifyFull),
 ];
 
-/// How clients speak TLS to the router (`client_tls_…`); none: in the clear only.
-pub(super) fn router_clients(section: &Section<'_>) -> Option<RouterClientsTls> {
+/// How clients speak TLS to the router (`client_tls_…`); none: in the clear only. `rules_ask`: some of those who log
+/// in have to show a certificate.
+pub(super) fn router_clients(section: &Section<'_>, rules_ask: bool) -> Option<RouterClientsTls> {
     use SslMode::{Allow, Disable, Prefer, Require, VerifyCa, VerifyFull};
     let mode = section.choice("client_tls_sslmode", &SSL_MODES).unwrap_or(Disable);
     let identity = identity(section, "client_tls_cert_file", "client_tls_key_file");
@@ -146,6 +147,8 @@ pub(super) fn router_clients(section: &Section<'_>) -> Option<RouterClientsTls> 
     }
     let clients = match (mode, authorities) {
         (Disable, _) => return None,
+        // Some may be asked, and others have none.
+        (Allow | Prefer | Require, Some(authorities)) if rules_ask => Clients::Optional(authorities),
         (Allow | Prefer | Require, authorities) => {
             if authorities.is_some() {
                 section.warning("client_tls_ca_file", UNVERIFIED);

@@ -13,6 +13,7 @@ mod hostile;
 mod levels;
 mod reads;
 mod reload;
+mod rules;
 mod servers;
 mod support;
 mod tls;

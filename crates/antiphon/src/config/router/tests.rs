@@ -183,7 +183,34 @@ fn a_userlist_holds_verifiers_and_no_other_secret_is_repeated() {
     std::fs::write(&file, "\"anna\" \"secret\"\nanna secret\n").unwrap();
     let told = read(&section).unwrap_err();
     std::fs::remove_file(&file).unwrap();
-    let RouterAuthentication::Users(users) = sound.router.authentication else { panic!("a userlist") };
+    let RouterSecrets::Users(users) = sound.router.authentication.secrets else { panic!("a userlist") };
     assert!(users.contains_key("an\"na"));
     assert!(told.contains("line 1") && told.contains("line 2") && !told.contains("secret"), "{told}");
+}
+
+#[test]
+fn rules_say_who_is_asked_for_what() {
+    let section = "router:\n  listen: 127.0.0.1\n  agents: [a]\n  auth_user: router\n";
+    let tls = "  client_tls_sslmode: prefer\n  client_tls_cert_file: /c\n  client_tls_ca_file: /ca\n";
+    let hba = "  hba:\n  - hostssl all all 10.0.0.0/8 cert\n  - host all all all scram-sha-256\n";
+    let router = read(&format!("{section}{hba}{tls}")).unwrap().unwrap().router;
+    assert!(router.authentication.rules.ask_certificates());
+    assert!(matches!(router.authentication.secrets, RouterSecrets::Query(_)));
+    assert!(matches!(router.clients_tls.unwrap().files.clients, Clients::Optional(_)));
+    let cert = read(&format!("{section}  auth_type: cert\n{tls}")).unwrap().unwrap().router;
+    assert!(matches!(cert.authentication.secrets, RouterSecrets::Nothing));
+    let cases = [
+        (hba.to_owned(), "router.hba: asks clients for certificates; set client_tls_sslmode"),
+        ("  hba: [host all all all ldap]\n".to_owned(), "router.hba: line 1 has the method ldap"),
+        (format!("  auth_type: md5\n{hba}{tls}"), "router.auth_type: is given beside rules"),
+        ("  auth_type: hba\n".to_owned(), "router.auth_type: is hba, which needs rules"),
+        (
+            "  auth_hba_file: /nowhere/hba\n".to_owned(),
+            "router.auth_hba_file: /nowhere/hba could not be read",
+        ),
+    ];
+    for (more, wanted) in cases {
+        let told = read(&format!("{section}{more}")).unwrap_err();
+        assert!(told.contains(wanted), "{more}{told}");
+    }
 }
