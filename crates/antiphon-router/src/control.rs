@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 
@@ -16,7 +17,7 @@ use crate::follow;
 use crate::reload;
 use crate::secrets::Secret;
 use crate::settings::{Account, AuthQuery, Secrets};
-use crate::shared::{Ask, Note, Shared, Target};
+use crate::shared::{Ask, FORWARDED, Note, Shared, Target};
 use crate::wire::messages;
 
 /// Questions that are worked on at once.
@@ -48,7 +49,7 @@ pub async fn run(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>) {
                 keepers.want(&shared, database, &follows);
                 continue;
             }
-            ask @ (Ask::User { .. } | Ask::Cancel { .. } | Ask::Reload(..)) => ask,
+            ask @ (Ask::User { .. } | Ask::Cancel { .. } | Ask::Forward { .. } | Ask::Reload(..)) => ask,
         };
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let (shared, own, follows) = (shared.clone(), own.clone(), follows.clone());
@@ -96,6 +97,16 @@ async fn answer(shared: &Shared, ask: Ask, own: &OwnLink, follows: watch::Receiv
             };
             shared.note(thread, Note::User(client, found));
         }
+        Ask::Forward { process, mut key } => {
+            key.extend_from_slice(FORWARDED);
+            let settings = shared.settings();
+            let mut peers = JoinSet::new();
+            for peer in settings.peers.clone() {
+                let key = key.clone();
+                peers.spawn(async move { forward(&peer, process, &key).await });
+            }
+            peers.join_all().await;
+        }
         Ask::Cancel { thread, link, server, process, key } => {
             if timeout(CANCEL_MAX, cancel(shared, server, process, &key)).await.is_err() {
                 tracing::debug!(%server, "a cancel request was not dealt with in time");
@@ -120,6 +131,21 @@ async fn cancel(shared: &Shared, server: SocketAddr, process: u32, key: &[u8]) {
     if let Err(error) = send.await {
         let why = antiphon_tls::explain(&error);
         tracing::debug!(why, %server, "could not send a cancel request");
+    }
+}
+
+/// Hands a cancel request on to another router.
+async fn forward(peer: &str, process: u32, key: &[u8]) {
+    let send = async {
+        let mut stream = tokio::net::TcpStream::connect(peer).await?;
+        stream.write_all(&messages::cancel(process, key)).await?;
+        // It closes the connection when it has read that.
+        stream.read(&mut [0; 1]).await.map(drop)
+    };
+    match timeout(CANCEL_MAX, send).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, peer, "a cancel request could not be handed on"),
+        Err(_) => tracing::debug!(peer, "a cancel request was not taken in time"),
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Settings {
     pub servers: Option<Servers>,
     /// How the members' APIs are spoken to; none: in the clear.
     pub agents_tls: Option<ClientTls>,
+    /// Other routers of the cluster, as `host:port`: a cancel request may come to any of them.
+    pub peers: Vec<String>,
     /// The name of the cluster whose events count.
     pub scope: Option<String>,
     /// Threads that carry traffic, 1 to 64.

@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_millis(5);
 const VERIFIER_FRESH: Duration = Duration::from_secs(5);
 /// Verifiers that are kept.
 const VERIFIERS_MAX: usize = 10_000;
+/// What the key of a cancel request ends with that another router has handed on: it is not handed on again.
+pub const FORWARDED: &[u8] = b"antiphon";
 /// Names of servers that are kept.
 const HOSTS_MAX: usize = 1000;
 
@@ -92,6 +94,8 @@ pub enum Note {
         process: u32,
         /// Its key.
         key: Vec<u8>,
+        /// Another router has handed it on.
+        forwarded: bool,
     },
     /// A cancel request for this link has been dealt with: its place and serial number.
     Cancelled(usize, u64),
@@ -119,6 +123,13 @@ pub enum Ask {
         client: ClientId,
         /// The user.
         user: String,
+    },
+    /// Hand a cancel request on to the other routers: the client with this number and key is none of this one's.
+    Forward {
+        /// The client's number.
+        process: u32,
+        /// Its key.
+        key: Vec<u8>,
     },
     /// Send a cancel request.
     Cancel {
@@ -413,6 +424,24 @@ impl Shared {
         }
         if verifiers.len() < VERIFIERS_MAX {
             verifiers.insert(user.to_owned(), (verifier, Instant::now()));
+        }
+    }
+
+    /// Somebody wants a statement cancelled: the thread that has its client is in the client's number.
+    pub fn cancel(&self, process: u32, key: Vec<u8>, forwarded: bool) {
+        match self.threads.get((process >> 24) as usize) {
+            Some(inbox) => inbox.put(Note::Cancel { process, key, forwarded }),
+            None if forwarded => {}
+            None => self.forward(process, key),
+        }
+    }
+
+    /// A cancel request is for no client of this router. If too much is asked for, it is dropped, as any may be.
+    pub fn forward(&self, process: u32, key: Vec<u8>) {
+        if !self.settings.borrow().peers.is_empty()
+            && self.control.try_send(Ask::Forward { process, key }).is_err()
+        {
+            tracing::debug!("a cancel request could not be handed on");
         }
     }
 

@@ -117,10 +117,15 @@ impl Router {
     }
 
     /// Starts the threads, and the control task on the runtime at hand. `source` gives the settings of later.
+    /// `inherited`: sockets that listen already, in place of `settings.listen`.
     ///
     /// # Errors
     /// If an address cannot be listened at or the kernel has no thread left.
-    pub fn start(settings: Settings, source: Source) -> Result<Self, StartError> {
+    pub fn start(
+        settings: Settings,
+        source: Source,
+        inherited: &[std::net::TcpListener],
+    ) -> Result<Self, StartError> {
         let mut secret = [0; 32];
         getrandom::fill(&mut secret)
             .map_err(|error| StartError::Thread(io::Error::other(error.to_string())))?;
@@ -129,8 +134,10 @@ impl Router {
         for _ in 0..settings.threads.clamp(1, 64) {
             let poll = Poll::new().map_err(StartError::Thread)?;
             let waker = Waker::new(poll.registry(), WAKE).map_err(StartError::Thread)?;
-            let listeners: Result<Vec<_>, _> =
-                settings.listen.iter().map(|address| listen(*address)).collect();
+            let listeners: Result<Vec<_>, _> = match inherited {
+                [] => settings.listen.iter().map(|address| listen(*address)).collect(),
+                inherited => inherited.iter().map(shared_with).collect(),
+            };
             polls.push((poll, listeners?));
             inboxes.push(Inbox::new(waker));
         }
@@ -158,6 +165,12 @@ impl Drop for Router {
             }
         }
     }
+}
+
+/// A listener that all threads have: each of them is told of a client, and one of them gets it.
+fn shared_with(listener: &std::net::TcpListener) -> Result<TcpListener, StartError> {
+    let mine = listener.try_clone().and_then(|mine| mine.set_nonblocking(true).map(|()| mine));
+    mine.map(TcpListener::from_std).map_err(StartError::Thread)
 }
 
 /// A listener of one thread; the kernel spreads clients over those of all threads.

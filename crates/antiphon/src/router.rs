@@ -23,7 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::api::{self, RouterApi, datetime};
 use crate::config::{self, Listen, RouterConfig, RouterFile, RouterSecrets};
 use crate::log::Log;
-use crate::systemd::notify;
+use crate::systemd::{self, notify};
 
 /// How long transactions that are open may take to end when the router does.
 pub const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
@@ -37,8 +37,14 @@ const WARN_DAYS: u32 = 30;
 pub fn start(file: &RouterFile, source: Source) -> anyhow::Result<Router> {
     let settings = settings(file)?;
     let threads = settings.threads;
-    let router = Router::start(settings, source)?;
-    tracing::info!(listen = %file.router.listen, threads, "routing");
+    let inherited = systemd::listeners().context("the sockets that systemd hands over are of no use")?;
+    let handed_over = inherited.len();
+    let router = Router::start(settings, source, &inherited)?;
+    if handed_over > 0 {
+        tracing::info!(handed_over, threads, "routing at sockets that systemd has handed over");
+    } else {
+        tracing::info!(listen = %file.router.listen, threads, "routing");
+    }
     Ok(router)
 }
 
@@ -96,6 +102,7 @@ fn settings(file: &RouterFile) -> anyhow::Result<Settings> {
         listen: addresses(&config.listen, "router.listen")?,
         agents_tls: config.agents_tls.as_ref().map(ClientTls::load).transpose()?,
         servers,
+        peers: config.peers.iter().map(ToString::to_string).collect(),
         agents: config.agents.iter().map(ToString::to_string).collect(),
         scope: file.scope.clone(),
         // Who is busier does more each time it wakes; and servers or applications want processors, too.

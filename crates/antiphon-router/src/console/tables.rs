@@ -397,6 +397,7 @@ fn config(settings: &Settings) -> Table {
         ("listen", listen.join(","), ""),
         ("agents", settings.agents.join(","), ""),
         ("servers", servers.join(","), ""),
+        ("peers", settings.peers.join(","), ""),
         ("scope", settings.scope.clone().unwrap_or_default(), ""),
         ("threads", settings.threads.to_string(), ""),
         ("pool_mode", settings.pool_mode.word().to_owned(), "transaction"),

@@ -149,10 +149,13 @@ impl Worker {
     }
 
     /// Somebody wants the statement of a client cancelled.
-    pub(super) fn cancel(&mut self, process: u32, key: &[u8]) {
+    pub(super) fn cancel(&mut self, process: u32, key: &[u8], forwarded: bool) {
         let slot = (process & 0xff_ffff) as usize;
         let Some(client) = self.clients.get(slot).filter(|client| !key.is_empty() && client.key == key)
         else {
+            if !forwarded {
+                self.shared.forward(process, key.to_vec());
+            }
             return;
         };
         let Some(number) = client.link else { return };

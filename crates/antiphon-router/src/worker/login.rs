@@ -8,7 +8,7 @@ use crate::own;
 use crate::parameters::{self, Parameters};
 use crate::session::{Farewell, Reports, Session};
 use crate::settings::PoolMode;
-use crate::shared::{Note, lock};
+use crate::shared::{FORWARDED, lock};
 use crate::sql::Pin;
 use crate::wire::messages::{self, Complaint};
 use crate::wire::startup::{self, NEWEST_MINOR, Opening, Start};
@@ -24,6 +24,15 @@ const NAME_BYTES_MAX: usize = 128;
 /// What a client is told that does not keep to the protocol.
 pub(super) fn malformed(message: &str) -> Complaint {
     Complaint::fatal("08P01", message)
+}
+
+/// The key of a cancel request, and whether another router has handed it on.
+fn own_key(mut key: Vec<u8>) -> (Vec<u8>, bool) {
+    let forwarded = key.len() > FORWARDED.len() && key.ends_with(FORWARDED);
+    if forwarded {
+        key.truncate(key.len() - FORWARDED.len());
+    }
+    (key, forwarded)
 }
 
 /// Random bytes; none if the kernel has none.
@@ -80,7 +89,8 @@ impl Worker {
             }
             Opening::Cancel { process, key } => {
                 // The thread that has the client is in its number.
-                self.shared.note((process >> 24) as u16, Note::Cancel { process, key });
+                let (key, forwarded) = own_key(key);
+                self.shared.cancel(process, key, forwarded);
                 let serial = self.clients.get(slot).map_or(0, |client| client.serial);
                 self.work.push_back(Work::Close(slot, serial));
                 Ok(false)

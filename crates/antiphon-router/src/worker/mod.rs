@@ -269,7 +269,7 @@ impl Worker {
                 Note::Wanted(key) => self.wanted(&key),
                 Note::Room(key) => self.may_open(&key),
                 Note::Link(link) => self.adopt(*link),
-                Note::Cancel { process, key } => self.cancel(process, &key),
+                Note::Cancel { process, key, forwarded } => self.cancel(process, &key, forwarded),
                 Note::Cancelled(slot, serial) => self.cancelled(slot, serial),
                 Note::Drain => self.drain(),
                 Note::Order(order) => self.obey(&order),

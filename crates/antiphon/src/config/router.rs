@@ -61,6 +61,8 @@ pub struct RouterConfig {
     pub agents: Vec<Address>,
     /// The servers themselves, if no agents say who of them leads.
     pub servers: Vec<Address>,
+    /// Other routers of the cluster.
+    pub peers: Vec<Address>,
     /// Threads that carry traffic; none: one for every two processors.
     pub threads: Option<u16>,
     /// How long a session keeps a link.
@@ -163,6 +165,7 @@ fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
     };
     let servers = servers(section);
     let agents = if section.has("servers") { Vec::new() } else { agents(section, top) };
+    let peers = addresses(section, "peers", ROUTER_PORT);
     let threads = section.count("threads", 1, 64).and_then(|count| u16::try_from(count).ok());
     let modes = [("transaction", PoolMode::Transaction), ("session", PoolMode::Session)];
     let pool_mode = section.choice("pool_mode", &modes).unwrap_or_default();
@@ -207,6 +210,7 @@ fn router(section: &Section<'_>, top: &Section<'_>) -> Option<RouterConfig> {
         listen: listen?,
         agents,
         servers,
+        peers,
         threads,
         pool_mode,
         pool_size,

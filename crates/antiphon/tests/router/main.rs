@@ -8,6 +8,7 @@
 mod balance;
 mod carries;
 mod console;
+mod entry;
 mod failover;
 mod hostile;
 mod levels;
