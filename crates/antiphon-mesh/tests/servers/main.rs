@@ -2,6 +2,7 @@
 //! they are searched for. What must hold on every release runs on every one that is here.
 
 mod apply;
+mod crdt;
 mod merge;
 mod mesh;
 mod rights;
