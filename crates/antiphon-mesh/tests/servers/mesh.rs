@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use antiphon_core::mesh::{CommitTime, NodeId};
 use antiphon_mesh::dsn::Dsn;
 use antiphon_mesh::name::TableName;
 use antiphon_mesh::node::{self, Config};
@@ -118,29 +119,32 @@ impl Mesh {
         }
     }
 
-    /// Waits until everybody has applied what everybody wrote.
+    /// Waits until everybody has applied what everybody wrote, and has told the others so: whatever is written from
+    /// here on counts as written by somebody who had seen it.
     pub(crate) async fn wait_until_applied(&self) {
         let deadline = Instant::now() + PATIENCE;
         let mut marks = Vec::new();
         for nth in 0..self.nodes.len() {
-            marks.push(self.text(nth, "SELECT (extract(epoch FROM clock_timestamp()) * 1000000 - 946684800000000)::bigint::text").await);
+            let clock =
+                "SELECT (extract(epoch FROM clock_timestamp()) * 1000000 - 946684800000000)::bigint::text";
+            marks.push(CommitTime(self.text(nth, clock).await.parse().expect("a number")));
         }
-        loop {
-            let mut settled = true;
-            for (nth, mark) in marks.iter().enumerate() {
-                let mark = antiphon_core::mesh::CommitTime(mark.parse().expect("a number"));
-                for (other, node) in self.nodes.iter().enumerate() {
-                    let id = antiphon_core::mesh::NodeId::new(u16::try_from(nth + 1).expect("few"))
-                        .expect("not zero");
-                    settled &= other == nth || node.shown.borrow().reached().of(id) >= mark;
-                }
-            }
-            if settled {
-                break;
-            }
+        while !self.all_know(&marks) {
             assert!(Instant::now() < deadline, "not settled; links {:?}", self.links());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Every node has applied of each other what was written there before its mark, and the other has heard so.
+    fn all_know(&self, marks: &[CommitTime]) -> bool {
+        let id = |nth| NodeId::new(u16::try_from(nth + 1).expect("few")).expect("not zero");
+        marks.iter().enumerate().all(|(nth, mark)| {
+            let links = self.nodes[nth].shown.borrow().links();
+            self.nodes.iter().enumerate().filter(|(other, _)| *other != nth).all(|(other, node)| {
+                let heard = links.get(&id(other)).is_some_and(|link| link.seen.of(id(nth)) >= *mark);
+                heard && node.shown.borrow().reached().of(id(nth)) >= *mark
+            })
+        })
     }
 
     /// The same, and that everybody has the same items then.
