@@ -1,4 +1,4 @@
-//! Connecting to servers as the router itself: with an account of its own, or to cancel a statement.
+//! Connecting to servers as the router itself, with an account of its own or to cancel a statement; and to agents.
 //!
 //! Inside TLS as the file says (`server_tls_sslmode`). A server's certificate must be for the name by which the
 //! members speak of it, not for the address that the name has.
@@ -6,7 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use antiphon_tls::{Connector, Stream};
+use antiphon_tls::{ClientTls, Connector, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_postgres::Config;
@@ -42,6 +42,18 @@ pub async fn stream(shared: &Shared, server: SocketAddr) -> io::Result<Stream> {
         b'S' => servers.tls.connect(&shared.host(server), tcp).await,
         b'N' if servers.encryption == Encryption::Preferred => Ok(Stream::Plain(tcp)),
         _ => Err(io::Error::other("it speaks no TLS")),
+    }
+}
+
+/// A connection to an agent.
+pub async fn agent(agent: &str, tls: Option<&ClientTls>) -> io::Result<Stream> {
+    let stream = TcpStream::connect(agent).await?;
+    match tls {
+        None => Ok(Stream::Plain(stream)),
+        Some(tls) => {
+            let host = agent.rsplit_once(':').map_or(agent, |(host, _)| host);
+            tls.connect(host.trim_start_matches('[').trim_end_matches(']'), stream).await
+        }
     }
 }
 

@@ -11,13 +11,14 @@ use std::time::Duration;
 use antiphon_tls::{ClientTls, Stream};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::dial;
 use crate::feed::Feeds;
 use crate::positions::Reading;
+use crate::rest;
 use crate::servers;
 use crate::settings::{Account, Servers, Settings};
 use crate::shared::{Shared, Target};
@@ -47,7 +48,14 @@ pub async fn run(shared: Arc<Shared>, target: watch::Sender<Target>) {
     let mut agents = Agents::new(tell);
     agents.follow(&shared, &settings.borrow_and_update().clone());
     let mut readers = Readers::new(&shared);
-    let mut follows = Follows { shared, target, seen: BTreeMap::new(), resolved: None };
+    let mut follows = Follows {
+        shared,
+        target,
+        seen: BTreeMap::new(),
+        resolved: None,
+        tokens: BTreeMap::new(),
+        resting: BTreeMap::new(),
+    };
     loop {
         tokio::select! {
             news = told.recv() => {
@@ -109,6 +117,10 @@ struct Follows {
     target: watch::Sender<Target>,
     seen: BTreeMap<String, Seen>,
     resolved: Option<(Leader, Target)>,
+    /// What agents know this router by.
+    tokens: BTreeMap<String, String>,
+    /// The agents of leaders that are about to hand over; each hears when nothing is under way on its server.
+    resting: BTreeMap<String, JoinSet<()>>,
 }
 
 impl Follows {
@@ -117,6 +129,10 @@ impl Follows {
         match news {
             News::Event(event) if is_foreign(&self.shared, &event) => return false,
             News::Event(event) => drop(self.seen.insert(agent, event)),
+            News::Token(token) => {
+                self.tokens.insert(agent, token);
+                return false;
+            }
             News::Silence => {
                 if let Some(seen) = self.seen.get_mut(&agent) {
                     seen.live = false;
@@ -124,6 +140,21 @@ impl Follows {
             }
         }
         true
+    }
+
+    /// Agents that are about to hand over hear when nothing is under way on their server any more. The threads have
+    /// been told to hold back what begins there.
+    fn come_to_rest(&mut self) {
+        self.resting.retain(|agent, _| self.seen.get(agent).is_some_and(Seen::is_leaving));
+        let leaving = self.seen.iter().filter(|(_, seen)| seen.is_leaving()).map(|(agent, _)| agent);
+        let new: Vec<_> = leaving.filter(|agent| !self.resting.contains_key(*agent)).cloned().collect();
+        for agent in new {
+            let Some(token) = self.tokens.get(&agent).cloned() else { continue };
+            let mut task = JoinSet::new();
+            let tls = self.shared.settings().agents_tls.clone();
+            task.spawn(rest::tell(self.shared.clone(), agent.clone(), tls, token));
+            self.resting.insert(agent, task);
+        }
     }
 
     /// Agents that are not followed any more say nothing new; the newest that one of them said stays known.
@@ -154,6 +185,7 @@ impl Follows {
             self.shared.set_target(next, readers.without_leader());
             self.target.send_replace(next);
         }
+        self.come_to_rest();
         if let Some(reading) = readers.look(&self.shared, &self.seen, epoch, leader.as_ref(), next).await {
             self.shared.set_target(next, Some(reading));
         }
@@ -293,6 +325,8 @@ async fn resolve(shared: &Shared, host: &str, port: u16) -> Option<SocketAddr> {
 /// What comes from an agent.
 enum News {
     Event(Seen),
+    /// It knows this router by that.
+    Token(String),
     /// The connection to it broke.
     Silence,
 }
@@ -334,18 +368,8 @@ impl From<String> for End {
 }
 
 async fn connected(agent: &str, tls: Option<&ClientTls>) -> Result<Stream, End> {
-    let connect = async {
-        let stream = TcpStream::connect(agent).await?;
-        match tls {
-            None => Ok(Stream::Plain(stream)),
-            Some(tls) => {
-                let host = agent.rsplit_once(':').map_or(agent, |(host, _)| host);
-                tls.connect(host.trim_start_matches('[').trim_end_matches(']'), stream).await
-            }
-        }
-    };
-    let stream = timeout(CONNECT_MAX, connect).await.map_err(|_| "no connection in time".to_owned())?;
-    stream.map_err(|error| broken(&error))
+    let stream = timeout(CONNECT_MAX, dial::agent(agent, tls)).await;
+    stream.map_err(|_| "no connection in time".to_owned())?.map_err(|error| broken(&error))
 }
 
 async fn read_events(
@@ -355,7 +379,8 @@ async fn read_events(
 ) -> Result<(), End> {
     let mut stream = connected(agent, tls).await?;
     // In HTTP/1.0 the answer ends with its connection and has no chunks.
-    let request = format!("GET /events HTTP/1.0\r\nHost: {agent}\r\nAccept: text/event-stream\r\n\r\n");
+    let request =
+        format!("GET /events?router HTTP/1.0\r\nHost: {agent}\r\nAccept: text/event-stream\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(|error| broken(&error))?;
     stream.flush().await.map_err(|error| broken(&error))?;
     let mut buffer = Vec::new();
@@ -384,8 +409,8 @@ async fn read_events(
         }
         while let Some(end) = end_of(&buffer, b"\n\n") {
             let event: Vec<u8> = buffer.drain(..end).collect();
-            if let Some(seen) = data(&event)
-                && tell.send((agent.to_owned(), News::Event(seen))).await.is_err()
+            if let Some(news) = news(&event)
+                && tell.send((agent.to_owned(), news)).await.is_err()
             {
                 return Ok(());
             }
@@ -402,9 +427,16 @@ fn end_of(buffer: &[u8], mark: &[u8]) -> Option<usize> {
     buffer.windows(mark.len()).position(|part| part == mark).map(|at| at + mark.len())
 }
 
-/// What an event says; none for comments and for what is no event of the cluster.
-fn data(event: &[u8]) -> Option<Seen> {
+/// What an event says; none for comments and for events of no known kind.
+fn news(event: &[u8]) -> Option<News> {
     let text = String::from_utf8_lossy(event);
     let data = text.lines().find_map(|line| line.strip_prefix("data:"))?;
-    Seen::of_event(&serde_json::from_str::<Value>(data.trim_start()).ok()?)
+    let data = serde_json::from_str::<Value>(data.trim_start()).ok()?;
+    let token = data.get("token").and_then(Value::as_str);
+    // It goes into the head of a request.
+    let token = token.filter(|token| token.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    match token {
+        Some(token) => Some(News::Token(token.to_owned())),
+        None => Seen::of_event(&data).map(News::Event),
+    }
 }

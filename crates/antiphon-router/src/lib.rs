@@ -31,6 +31,7 @@ pub mod parameters;
 pub mod plain;
 pub mod positions;
 mod reload;
+mod rest;
 pub mod route;
 pub mod routes;
 pub mod rules;

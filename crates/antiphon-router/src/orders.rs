@@ -20,6 +20,8 @@ pub enum What {
     Tell,
     /// The same, and of every client and every link.
     TellEach,
+    /// Say when nothing of a session is under way on the leader. Not carried out if sessions go on there before.
+    Rest,
     /// Serve whoever waits: a database is not paused any more.
     Resume,
     /// Take over what the router is told now.

@@ -4,13 +4,12 @@
 //! for whatever begins afterwards: a session keeps the level and the mode that it began with, a connection its
 //! TLS. A pool that has become smaller gives up connections as they become free.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::orders::{Asker, Order, What};
+use crate::orders::What;
 use crate::settings::Settings;
 use crate::shared::Shared;
 
@@ -39,10 +38,7 @@ pub async fn reload(shared: &Shared) -> Result<Vec<&'static str>, String> {
     let (listen, threads, scope) = (now.listen.clone(), now.threads, now.scope.clone());
     let next = Settings { listen, threads, scope, agents, servers, ..next };
     shared.set_settings(Arc::new(next));
-    let (answer, taken) = oneshot::channel();
-    let asker = Asker::Task(Mutex::new(Some(answer)));
-    shared.order(Order::new(What::Settings, asker, shared.threads.len()));
-    if timeout(TAKEN_WITHIN, taken).await.is_err() {
+    if timeout(TAKEN_WITHIN, shared.ask(What::Settings)).await.is_err() {
         tracing::warn!("a thread of the router is slow to take new settings over");
     }
     if waits.is_empty() {

@@ -313,6 +313,11 @@ impl Session {
     pub fn in_flight(&self) -> bool {
         self.due > 0 || self.open_round
     }
+
+    /// Whether it has a transaction open, or something to be answered by a server.
+    pub fn is_under_way(&self) -> bool {
+        self.status != Status::Idle || self.in_flight()
+    }
 }
 
 /// Why a link is about to end, in the server's words.

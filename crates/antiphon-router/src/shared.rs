@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use antiphon_sql::Catalogue;
 use mio::Waker;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::catalogues::Catalogues;
 use crate::gates::Gates;
-use crate::orders::Order;
+use crate::orders::{Asker, Order, Told, What};
 use crate::pace::Pace;
 use crate::positions::Reading;
 use crate::routes::Routes;
@@ -360,6 +360,13 @@ impl Shared {
         let sum = Routes::default();
         self.threads.iter().for_each(|inbox| sum.add(&inbox.routes));
         sum
+    }
+
+    /// Has every thread do something for a task, which hears when all have.
+    pub fn ask(&self, what: What) -> oneshot::Receiver<Vec<Told>> {
+        let (answer, told) = oneshot::channel();
+        self.order(Order::new(what, Asker::Task(Mutex::new(Some(answer))), self.threads.len()));
+        told
     }
 
     /// Has every thread carry out an order.

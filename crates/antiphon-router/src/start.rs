@@ -2,18 +2,18 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mio::net::TcpListener;
 use mio::{Poll, Waker};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::orders::{Asker, Order, What};
+use crate::orders::What;
 use crate::settings::{Settings, Source};
 use crate::shared::{Inbox, Note, Shared};
 use crate::worker::{WAKE, Worker};
@@ -62,10 +62,7 @@ impl Handle {
     /// The page of metrics; none if the router ends.
     pub async fn metrics(&self) -> Option<String> {
         let shared = &self.0.0;
-        let (answer, told) = oneshot::channel();
-        let asker = Asker::Task(Mutex::new(Some(answer)));
-        shared.order(Order::new(What::Tell, asker, shared.threads.len()));
-        let told = timeout(TOLD_WITHIN, told).await.ok()?.ok()?;
+        let told = timeout(TOLD_WITHIN, shared.ask(What::Tell)).await.ok()?.ok()?;
         let ((target, reading), routes) = (shared.target(), shared.routes());
         let (held, now_ms) = (shared.held.load(Ordering::SeqCst), shared.clock_ms());
         let facts = metrics::Facts { target, reading: &reading, routes: &routes, held, now_ms };

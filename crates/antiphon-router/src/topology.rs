@@ -62,6 +62,11 @@ pub struct Member {
 }
 
 impl Seen {
+    /// The agent says just now that its server is about to stop leading.
+    pub fn is_leaving(&self) -> bool {
+        self.live && self.handing_over
+    }
+
     /// Reads a `cluster` event; none if it is not one.
     pub fn of_event(event: &Value) -> Option<Self> {
         let epoch = event.get("epoch")?.as_u64()?;
@@ -119,8 +124,7 @@ pub fn newest<'a>(mut seen: impl Iterator<Item = &'a Seen> + Clone) -> (u64, Opt
             newest.1.clone_from(&seen.leader);
         }
     }
-    let leaves = |seen: &Seen| seen.live && seen.handing_over && seen.epoch == newest.0;
-    if seen.any(leaves) {
+    if seen.any(|seen| seen.is_leaving() && seen.epoch == newest.0) {
         newest.1 = None;
     }
     newest

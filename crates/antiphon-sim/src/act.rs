@@ -122,6 +122,9 @@ impl Sim {
         let Some(agent) = &mut self.nodes[node].agent else { return };
         let changed = agent.why.as_ref() != Some(&decision.why);
         agent.why = Some(decision.why.clone());
+        let routers = &mut agent.world.routers;
+        let hands_over = matches!(decision.why, Why::HandingOver { .. });
+        routers.asked = hands_over.then(|| routers.asked.unwrap_or(agent.world.now));
         let wake_at = decision.wake_at;
         let leads = match decision.role {
             Role::Leader { epoch } => Some(epoch),

@@ -5,13 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
 use antiphon_core::ha::cluster::{FORMAT, Member, Phase, Position, Tags};
 use antiphon_core::ha::step::Step;
 use antiphon_core::ha::why::Why;
 use antiphon_core::ha::world::{
-    Beat, Database, Failure, Knock, Link, Local, Me, Peer, PrimaryServer, Server, ServerBrief, Standby,
-    StandbyServer, Stopped, StoreView, SyncNames, Task, World,
+    Beat, Database, Failure, Knock, Link, Local, Me, Peer, PrimaryServer, Routers, Server, ServerBrief,
+    Standby, StandbyServer, Stopped, StoreView, SyncNames, Task, World,
 };
 use antiphon_core::{Epoch, Instant, Lsn, NodeName};
 
@@ -80,6 +81,8 @@ pub struct Agent {
     pub crash: Option<String>,
     /// What the server was when it last answered.
     pub last: Option<Server>,
+    /// How long after it has been asked the one router that follows it comes to rest.
+    pub routers_rest_after: Duration,
     /// What it tells the others.
     pub beat: Option<Rc<Beat>>,
     /// When it looks again.
@@ -164,6 +167,8 @@ impl Sim {
             return;
         }
         here.boot += 1;
+        // At once, in a while, or not while anybody waits for it.
+        let routers_rest_after = Duration::from_millis(900) * ((here.boot + node as u32) % 4);
         let started = here.clock.local(self.now);
         let member = Member {
             format: FORMAT,
@@ -195,6 +200,7 @@ impl Sim {
             store: StoreView::default(),
             peers: BTreeMap::new(),
             local: Local::Witness,
+            routers: Routers::default(),
         };
         here.agent = Some(Box::new(Agent {
             world,
@@ -212,6 +218,7 @@ impl Sim {
             checkpointed: None,
             crash: None,
             last: None,
+            routers_rest_after,
             beat: None,
             look_at: Time::MAX,
             phase: None,
@@ -299,6 +306,9 @@ impl Sim {
         let now = here.clock.local(self.now);
         let Some(agent) = &mut here.agent else { return };
         agent.world.now = now;
+        let routers = &mut agent.world.routers;
+        let at_rest = routers.asked.is_some_and(|asked| now.since(asked) >= agent.routers_rest_after);
+        routers.awaited = usize::from(!at_rest);
         agent.world.me.fenced = here.fenced;
         agent.world.local = local;
     }
@@ -407,8 +417,6 @@ impl Sim {
             last_streaming: agent.map(|agent| agent.last_streaming.clone()).unwrap_or_default(),
             waiting_since: self.waiting_since(node).map(|at| here.clock.local(at)),
             checkpointed: agent.and_then(|agent| agent.checkpointed),
-            // Every transaction is one commit here, and ends by itself.
-            open_since: None,
         }
     }
 

@@ -16,7 +16,7 @@ const TABLE: [Row; 16] = [
     (Mutation::ReportBeforeFence, None, None, 0..40),
     (Mutation::OneReportIsEnough, None, None, 0..400),
     (Mutation::PromiseBeforeNames, None, None, 0..20),
-    (Mutation::SkipProve, None, None, 0..400),
+    (Mutation::SkipProve, None, None, 0..700),
     (Mutation::DropBase, None, None, 0..800),
     (Mutation::IgnoreLeaseEnd, None, None, 0..40),
     (Mutation::FenceNotDurable, None, None, 0..600),

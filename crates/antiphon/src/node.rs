@@ -206,7 +206,7 @@ fn serve(
             .with_context(|| format!("could not listen at {listen} (restapi.listen)"))?;
         let router = router.map(|(router, source)| router::start(&router, source)).transpose()?;
         let mesh = mesh.map(|(mesh, env)| mesh::start(&mesh, env)).transpose()?;
-        let Assembled { agent, mut view, commands, store, engine, certificates } =
+        let Assembled { agent, mut view, commands, routers, store, engine, certificates } =
             assemble::assemble(file, config).await?;
         let (stop, stopped) = watch::channel(false);
         let mut agent = tokio::spawn(agent.run(stopped));
@@ -225,6 +225,7 @@ fn serve(
         let api = api::Api::new(
             shown.clone(),
             commands.clone(),
+            routers,
             store.clone(),
             access,
             config.dynamic_commands(),

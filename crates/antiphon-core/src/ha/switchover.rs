@@ -3,8 +3,8 @@
 //! An operator asks for one, or the disk under the leader is full and a follower's is not.
 //!
 //! The checkpoint comes first so that the shutdown's own is short; the election is opened only when the
-//! candidate is level, so that writes stop for no longer than the last bytes need; and when what was under way before
-//! routers heard of it has ended, so that their clients see no error.
+//! candidate is level, so that writes stop for no longer than the last bytes need; and when every router holds back what
+//! begins and nothing of its clients is under way, so that they see no error.
 
 use std::time::Duration;
 
@@ -20,16 +20,9 @@ use crate::NodeName;
 const LEVEL_BYTES: u64 = 1024 * 1024;
 /// How old the preparing checkpoint may be.
 const CHECKPOINT_AGE_MAX: Duration = Duration::from_secs(10);
-/// From the checkpoint to the election at least: routers hear of it and hold what begins, and what has begun ends,
-/// commits that wait for a follower above all. Clients without a router write on meanwhile.
-const NOTICE: Duration = Duration::from_millis(40);
-/// A transaction that was first seen open so long after the checkpoint may have begun before routers heard of the
-/// notice, and is waited for. What is seen later came past them.
-const BEGUN_BEFORE: Duration = Duration::from_millis(200);
-/// How long transactions are waited for: their clients see an error then, and everybody else has waited long enough.
+/// How long routers are waited for until nothing of theirs is under way: whoever has not ended then sees an error, and
+/// everybody else has waited long enough.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often it is looked whether they have ended.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// The next step of what an operator asked for, if anything is asked.
 pub(super) fn prepare(
@@ -50,19 +43,16 @@ pub(super) fn prepare(
         }
     };
     let why = Why::SwitchingOver { to: to.clone() };
-    let checkpointed = match primary.checkpointed {
-        Some(at) if world.now.since(at) <= CHECKPOINT_AGE_MAX => at,
-        Some(_) | None => return Some(Decision::step(role, why, Step::Checkpoint)),
-    };
+    let lately = |at| world.now.since(at) <= CHECKPOINT_AGE_MAX;
+    if !primary.checkpointed.is_some_and(lately) {
+        return Some(Decision::step(role, why, Step::Checkpoint));
+    }
     if !level(primary, &to) {
         return Some(Decision::rest(role, why).waking(world.now + Duration::from_millis(50)));
     }
-    if world.now < checkpointed + NOTICE {
-        return Some(Decision::rest(role, Why::HandingOver { to }).waking(checkpointed + NOTICE));
-    }
-    let open = primary.open_since.is_some_and(|since| since <= checkpointed + BEGUN_BEFORE);
-    if open && world.now < checkpointed + PATIENCE {
-        return Some(Decision::rest(role, Why::HandingOver { to }).waking(world.now + LOOK));
+    let patient_until = world.routers.asked.unwrap_or(world.now) + PATIENCE;
+    if world.routers.awaited > 0 && world.now < patient_until {
+        return Some(Decision::rest(role, Why::HandingOver { to }).waking(patient_until));
     }
     // Announced to the end: routers that heard otherwise would send what they hold into the election.
     let why = Why::HandingOver { to: to.clone() };

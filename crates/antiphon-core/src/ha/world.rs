@@ -36,6 +36,18 @@ pub struct World {
     pub peers: BTreeMap<NodeName, Peer>,
     /// The database server here; `Local::Witness` on a member without one.
     pub local: Local,
+    /// The routers that follow this member.
+    pub routers: Routers,
+}
+
+/// The routers that follow a member's events. Before a planned hand-over they are told to hold back what begins, and
+/// say when nothing of theirs is under way any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Routers {
+    /// How many have not said so.
+    pub awaited: usize,
+    /// Since when they have been asked, without a break.
+    pub asked: Option<Instant>,
 }
 
 /// This member: what it is and what it has promised.
@@ -434,6 +446,4 @@ pub struct PrimaryServer {
     pub waiting_since: Option<Instant>,
     /// A checkpoint was completed at this moment for a hand-over.
     pub checkpointed: Option<Instant>,
-    /// During a hand-over: since when the transaction of a client has been seen open that has been so for longest.
-    pub open_since: Option<Instant>,
 }

@@ -150,8 +150,10 @@ fn happen(table: &mut Table, what: &str, name: &str, how: &[&str]) -> Result<(),
         ("store", ["back"]) => node.store_cut = false,
         ("deaf", ["to", other]) => drop(node.deaf_to.insert(node_name(other)?)),
         ("hears", [other]) => drop(node.deaf_to.remove(&node_name(other)?)),
-        ("transaction", ["open"]) => node.open_since = Some(now),
-        ("transaction", ["ended"]) => node.open_since = None,
+        ("routers", [count, "follow"]) => {
+            node.routers.awaited = count.parse().map_err(|_| format!("{count} is no number"))?;
+        }
+        ("routers", ["at-rest"]) => node.routers.awaited = 0,
         ("disk", ["full"]) => node.disk_full = true,
         ("disk", ["space"]) => node.disk_full = false,
         ("trim", []) => node.oldest_wal = node.wal.lsn,

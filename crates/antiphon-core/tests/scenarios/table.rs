@@ -10,9 +10,10 @@ use antiphon_core::ha::cluster::{FORMAT, Member, Position, Tags};
 use antiphon_core::ha::decide::{Decision, decide};
 use antiphon_core::ha::role::Role;
 use antiphon_core::ha::step::Step;
+use antiphon_core::ha::why::Why;
 use antiphon_core::ha::world::{
-    Beat, Database, Failure, Knock, Link, Local, LogicalSlot, Me, Peer, PrimaryServer, Reinitialise, Server,
-    ServerBrief, Standby, StandbyServer, Stopped, StoreView, SyncNames, Task, Upstream, World,
+    Beat, Database, Failure, Knock, Link, Local, LogicalSlot, Me, Peer, PrimaryServer, Reinitialise, Routers,
+    Server, ServerBrief, Standby, StandbyServer, Stopped, StoreView, SyncNames, Task, Upstream, World,
 };
 use antiphon_core::settings::Settings;
 use antiphon_core::{Epoch, Instant, Lsn, NodeName};
@@ -71,7 +72,7 @@ pub struct Node {
     pub failing: BTreeMap<String, String>,
     pub last_streaming: BTreeMap<NodeName, Instant>,
     pub waiting_since: Option<Instant>,
-    pub open_since: Option<Instant>,
+    pub routers: Routers,
     pub seen: StoreView,
     pub heard: BTreeMap<NodeName, (Instant, Beat)>,
     pub said: Option<String>,
@@ -113,7 +114,7 @@ impl Node {
             failing: BTreeMap::new(),
             last_streaming: BTreeMap::new(),
             waiting_since: None,
-            open_since: None,
+            routers: Routers::default(),
             seen: StoreView::default(),
             heard: BTreeMap::new(),
             said: None,
@@ -213,7 +214,10 @@ impl Table {
             }
         }
         let beat = self.beat(name, &decision);
-        self.nodes.get_mut(name).expect("its own name").beat = Some(beat);
+        let node = self.nodes.get_mut(name).expect("its own name");
+        node.beat = Some(beat);
+        let asked = matches!(decision.why, Why::HandingOver { .. });
+        node.routers.asked = asked.then(|| node.routers.asked.unwrap_or(self.now));
     }
 
     fn tell(&mut self, name: &NodeName, decision: &Decision, start: Instant) {
@@ -321,6 +325,7 @@ impl Table {
                 .map(|other| (other.name.clone(), peer(node, other)))
                 .collect(),
             local: if node.witness { Local::Witness } else { Local::Database(self.database(node)) },
+            routers: node.routers,
         }
     }
 
@@ -396,7 +401,6 @@ impl Table {
                     last_streaming: node.last_streaming.clone(),
                     waiting_since: node.waiting_since,
                     checkpointed,
-                    open_since: node.open_since,
                 })
             }
         }

@@ -77,7 +77,6 @@ fn primary() -> Server {
         standbys: standbys.to_vec(),
         last_streaming: BTreeMap::new(),
         waiting_since: None,
-        open_since: None,
         checkpointed: None,
     })
 }

@@ -187,7 +187,6 @@ fn who_is_far_behind_the_best_follower_acknowledges_nothing_and_the_best_one_alw
             standbys,
             last_streaming: BTreeMap::new(),
             waiting_since: None,
-            open_since: None,
             checkpointed: None,
         };
         let record = Cluster { sync: Promise::Alone, ..cluster(TERM, Phase::Led { leader: leader("b") }) };

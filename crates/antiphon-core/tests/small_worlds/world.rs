@@ -7,7 +7,7 @@ use antiphon_core::ha::cluster::{
     Cluster, FORMAT, Leader, Lease, Member, Method, Phase, Position, Promise, Serving, SyncSet, Tags,
 };
 use antiphon_core::ha::world::{
-    Beat, Database, Knock, Link, Local, Me, Peer, Server, ServerBrief, StoreView, Stored, World,
+    Beat, Database, Knock, Link, Local, Me, Peer, Routers, Server, ServerBrief, StoreView, Stored, World,
 };
 use antiphon_core::settings::Settings;
 use antiphon_core::{Epoch, Instant, Lsn, NodeName, Timeline};
@@ -134,5 +134,6 @@ pub fn world(cluster: Cluster, server: Server) -> World {
         },
         peers: others.iter().map(|m| (name(m), peer(m))).collect(),
         local: Local::Database(database(server)),
+        routers: Routers::default(),
     }
 }

@@ -28,9 +28,6 @@ const LOOK_AT_FILES: Duration = Duration::from_millis(200);
 /// How often what changes seldom is looked at.
 const SELDOM: Duration = Duration::from_secs(1);
 
-/// For so long after the checkpoint for a hand-over it is looked at the transactions of clients.
-const HAND_OVER_MAX: Duration = Duration::from_secs(10);
-
 /// What a process of the server does: the process, and when it began.
 type Doing = (i64, String);
 
@@ -49,7 +46,6 @@ pub(super) struct Memory {
     starved: Option<(Lsn, Instant)>,
     history: Option<(Timeline, Vec<Position>)>,
     waiting: BTreeMap<Doing, Instant>,
-    open: BTreeMap<Doing, Instant>,
     last_streaming: BTreeMap<NodeName, Instant>,
     seldom: Option<Instant>,
     slots: BTreeMap<String, Option<Lsn>>,

@@ -11,7 +11,7 @@ use crate::positions::{Follower, Reading};
 use crate::routes::Reason;
 use crate::scram::Exchange;
 use crate::secrets::Hash;
-use crate::session::{Reads, Session, Status};
+use crate::session::{Reads, Session};
 use crate::shared::ClientId;
 use crate::stats::Asked;
 
@@ -148,7 +148,7 @@ impl Client {
     /// Its session keeps its link between two transactions: what it did there is the floor of what follows.
     pub fn keeps_link(&mut self, reading: &Reading) {
         let session = &mut self.session;
-        if matches!(self.errand, Errand::Leader) && session.status == Status::Idle && !session.in_flight() {
+        if matches!(self.errand, Errand::Leader) && !session.is_under_way() {
             session.floor.used_leader(reading, std::mem::take(&mut session.saw));
         }
     }

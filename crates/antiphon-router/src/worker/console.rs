@@ -298,6 +298,7 @@ impl Worker {
     pub(super) fn obey(&mut self, order: &Arc<Order>) {
         let mut told = Told::default();
         match &order.what {
+            What::Rest => return self.rest(order),
             What::Tell => told = self.told(false),
             What::TellEach => told = self.told(true),
             What::Resume => self.serve_all(),
@@ -306,6 +307,11 @@ impl Worker {
             What::Kill(database) => self.kill(database.as_deref()),
             What::KillClient(id) => told.killed = self.kill_client(*id),
         }
+        self.carried_out(order, told);
+    }
+
+    /// An order has been carried out here.
+    pub(super) fn carried_out(&self, order: &Arc<Order>, told: Told) {
         if let Some((thread, _)) = order.done(told) {
             self.shared.note(thread, Note::Ordered(order.clone()));
         }

@@ -2,7 +2,6 @@
 
 use super::Worker;
 use super::client::{Client, Phase};
-use crate::session::Status;
 use crate::wire::messages::Complaint;
 
 /// The last that clients hear.
@@ -16,7 +15,7 @@ fn is_done(client: &Client) -> bool {
         Phase::Session => {
             let session = &client.session;
             let rests = client.inbox.is_empty() && client.out.is_empty() && !client.waits;
-            rests && session.status == Status::Idle && !session.in_flight() && !session.reports.due
+            rests && !session.is_under_way() && !session.reports.due
         }
         // Has not been let in, or only looks.
         _ => true,

@@ -7,7 +7,6 @@ use super::client::Phase;
 use super::link::{ServerLink, Stage};
 use super::{Work, Worker};
 use crate::loss::{self, Verdict};
-use crate::session::Status;
 use crate::shared::{Ask, Place};
 
 /// How often it is looked for links that are to be closed.
@@ -127,8 +126,7 @@ impl Worker {
         let Some(number) = link else { return };
         let Some(link) = self.links.get_mut(number) else { return };
         link.client = None;
-        let clean = client.session.status == Status::Idle
-            && !client.session.in_flight()
+        let clean = !client.session.is_under_way()
             && client.session.rest.bytes == 0
             && link.wire.answers.is_empty()
             && link.wire.rest.bytes == 0

@@ -17,6 +17,7 @@ mod openings;
 mod pools;
 mod reads;
 mod reload;
+mod rest;
 mod secure;
 mod socket;
 mod tell;
@@ -34,6 +35,7 @@ use slab::Slab;
 use socket2::SockRef;
 
 use crate::judge::Judge;
+use crate::orders::Order;
 use crate::out::Out;
 use crate::parameters::{Interned, Parameters};
 use crate::positions::Reading;
@@ -134,6 +136,8 @@ pub struct Worker {
     pausing: VecDeque<(Instant, ClientId)>,
     /// Clients that are answered when more is known of the servers, and until when they wait for that.
     unsettled: VecDeque<(Instant, ClientId)>,
+    /// Orders to say when nothing is under way on the leader.
+    resting: Vec<Arc<Order>>,
 }
 
 impl Worker {
@@ -183,6 +187,7 @@ impl Worker {
             accepts_at: None,
             pausing: VecDeque::new(),
             unsettled: VecDeque::new(),
+            resting: Vec::new(),
         })
     }
 
@@ -214,6 +219,7 @@ impl Worker {
                 }
             }
             self.timers();
+            self.say_if_at_rest();
         }
         let farewell = drain::farewell();
         for slot in self.clients.iter().map(|(slot, _)| slot).collect::<Vec<_>>() {

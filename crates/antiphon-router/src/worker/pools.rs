@@ -449,6 +449,9 @@ impl Worker {
         self.reading = reading;
         let now = self.target;
         let leads = now.leader.is_some() && before != now;
+        if now.leader.is_some() {
+            self.resting.clear();
+        }
         if before != now {
             tracing::debug!(thread = self.number, ?before, ?now, "sessions go elsewhere");
         }

@@ -25,6 +25,7 @@ use super::journal::Journal;
 use super::kept::KeptDirectories;
 use super::observe::{Firsts, Own};
 use super::records::Records;
+use super::routers::Routers;
 use super::run::Agent;
 use super::settings::{SettingsInForce, change};
 use super::upkeep::Upkeep;
@@ -44,6 +45,8 @@ pub struct Assembled {
     pub view: watch::Receiver<Option<Arc<View>>>,
     /// Where it takes commands.
     pub commands: mpsc::Sender<Command>,
+    /// The routers that follow it.
+    pub routers: Arc<Routers>,
     /// The store, for what concerns the whole cluster.
     pub store: Arc<dyn Store>,
     /// The server's hands, to stop it at the end; none on a witness.
@@ -108,6 +111,7 @@ pub async fn assemble(file: &Path, config: &NodeConfig) -> anyhow::Result<Assemb
     let replace = config.postgresql.as_ref().is_some_and(|pg| {
         pg.remove_data_directory_on_diverged_timelines || pg.remove_data_directory_on_rewind_failure
     });
+    let routers = Arc::new(Routers::default());
     let joins = matches!(&config.store, StoreConfig::Raft(raft) if raft.join);
     let agent = Agent {
         scope: config.scope.clone(),
@@ -134,6 +138,7 @@ pub async fn assemble(file: &Path, config: &NodeConfig) -> anyhow::Result<Assemb
         engine: engine.clone(),
         peers,
         beats,
+        routers: routers.clone(),
         renewals,
         commands,
         view: view_in,
@@ -146,7 +151,7 @@ pub async fn assemble(file: &Path, config: &NodeConfig) -> anyhow::Result<Assemb
         store_seen: 0,
         restarting: None,
     };
-    Ok(Assembled { agent, view, commands: commands_in, store, engine, certificates })
+    Ok(Assembled { agent, view, commands: commands_in, routers, store, engine, certificates })
 }
 
 /// The links to the other members: this member's address on them, and theirs as far as the file knows.

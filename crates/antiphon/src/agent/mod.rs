@@ -16,6 +16,7 @@ mod journal;
 mod kept;
 mod observe;
 pub(crate) mod records;
+pub mod routers;
 mod run;
 mod settings;
 mod upkeep;

@@ -13,6 +13,7 @@ use antiphon_peer::Peers;
 use super::beats::Beats;
 use super::clock;
 use super::records::Records;
+use super::routers::Routers;
 
 /// When the store's records were first seen as they are now, on this member's clock.
 #[derive(Debug, Default)]
@@ -78,11 +79,13 @@ pub struct Outside<'a> {
     pub peers: &'a Peers,
     /// What was heard.
     pub beats: &'a Beats,
+    /// The routers that follow.
+    pub routers: &'a Routers,
 }
 
 /// Builds the World of this moment.
 pub fn world(own: &Own, fenced: Epoch, settings: &Settings, local: Local, outside: &Outside<'_>) -> World {
-    let Outside { records, firsts, voters, peers, beats } = *outside;
+    let Outside { records, firsts, voters, peers, beats, routers } = *outside;
     let name = &own.described.name;
     let stored = records.members.get(name).map(|stored| &stored.value);
     let member = Member {
@@ -116,6 +119,7 @@ pub fn world(own: &Own, fenced: Epoch, settings: &Settings, local: Local, outsid
         },
         peers: peer_views(name, records, peers, beats),
         local,
+        routers: routers.seen(),
     }
 }
 

@@ -32,6 +32,7 @@ use super::journal::Journal;
 use super::kept::KeptDirectories;
 use super::observe::{self, Firsts, Outside, Own};
 use super::records::{self, Records};
+use super::routers::Routers;
 use super::settings::SettingsInForce;
 use super::upkeep::Upkeep;
 use super::view::{ServerFacts, View};
@@ -50,6 +51,7 @@ pub struct Agent {
     pub(super) engine: Option<Arc<dyn Engine>>,
     pub(super) peers: Peers,
     pub(super) beats: Beats,
+    pub(super) routers: Arc<Routers>,
     pub(super) renewals: mpsc::Receiver<Renewed>,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) view: watch::Sender<Option<Arc<View>>>,
@@ -92,6 +94,7 @@ impl Agent {
         let mut store = self.store.watch();
         let mut engine = self.engine.as_ref().map(|engine| engine.events());
         let mut beats = self.beats.changes();
+        let mut routers = self.routers.changes();
         self.read_store(&store.borrow_and_update().clone())?;
         let mut pause = Duration::ZERO;
         let mut gone = false;
@@ -109,6 +112,7 @@ impl Agent {
                 Ok(()) = &mut caught_up, if !known.store => Event::CaughtUp,
                 Ok(()) = changed(engine.as_mut()) => Event::Look,
                 Ok(()) = beats.changed() => Event::Look,
+                Ok(()) = routers.changed() => Event::Look,
                 Some(command) = self.commands.recv() => Event::Command(command),
                 () = tokio::time::sleep(pause) => Event::Look,
             };
@@ -163,6 +167,7 @@ impl Agent {
         known.name = known.name || (known.store && self.is_named(&world)?);
         let ready = known.name && known.store;
         let decision = if ready { decide(&world) } else { hold(&world) };
+        self.routers.ask(matches!(decision.why, Why::HandingOver { .. }), world.now);
         let facts = self.facts().await;
         self.tell(&world, &decision, &facts);
         self.journal.note(&world, &decision);
@@ -221,6 +226,7 @@ impl Agent {
             voters,
             peers: &self.peers,
             beats: &self.beats,
+            routers: &self.routers,
         };
         let local = observe::local(database);
         observe::world(&self.own, fenced, self.settings.resolved(), local, &outside)

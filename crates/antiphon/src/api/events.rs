@@ -15,12 +15,14 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::StatusCode;
 use hyper::body::Frame;
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::connections::{Connection, Doing};
-use super::reply::{Refusal, Reply, events, refuse};
+use super::reply::{Refusal, Reply, events, refuse, text};
 use super::{Api, members};
+use crate::agent::routers::Router;
 use crate::agent::view::View;
 
 /// Most readers at a time.
@@ -61,22 +63,39 @@ impl Drop for Place {
 
 struct Reader {
     place: Place,
+    /// The reader is a router, which has yet to be told what it is known by.
+    greeting: Option<Bytes>,
+    _router: Option<Router>,
     connection: Arc<Connection>,
     view: watch::Receiver<Arc<View>>,
     sent: Option<(Arc<super::Rendered>, Instant)>,
     keep_alive: Instant,
 }
 
-/// The endless answer.
-pub(super) fn follow(api: &Arc<Api>, connection: &Arc<Connection>) -> Result<Reply, Refusal> {
+/// The endless answer. A router says `?router` and is told first what it is known by.
+pub(super) fn follow(
+    api: &Arc<Api>,
+    connection: &Arc<Connection>,
+    query: Option<&str>,
+) -> Result<Reply, Refusal> {
     let before = api.readers.0.fetch_add(1, Ordering::Relaxed);
     let place = Place(api.clone());
     if before >= READERS_MAX {
         let text = format!("{READERS_MAX} readers follow already; ask another member");
         return Err(refuse(StatusCode::SERVICE_UNAVAILABLE, text));
     }
+    let router = match query {
+        Some("router") => Some(api.routers.admit(token()?)),
+        Some(_) | None => None,
+    };
+    let greeting = router.as_ref().map(|router| {
+        let token = format!("{:032x}", router.token);
+        Bytes::from(format!("event: router\ndata: {}\n\n", json!({ "token": token })))
+    });
     let reader = Reader {
         place,
+        greeting,
+        _router: router,
         connection: connection.clone(),
         view: api.view.clone(),
         sent: None,
@@ -89,11 +108,32 @@ pub(super) fn follow(api: &Arc<Api>, connection: &Arc<Connection>) -> Result<Rep
     Ok(events(UnsyncBoxBody::new(StreamBody::new(frames).boxed_unsync())))
 }
 
+/// `POST /routers/TOKEN`: a router is at rest. The token is what shows that it is one.
+pub(super) fn at_rest(api: &Api, token: &str) -> Result<Reply, Refusal> {
+    let known = u128::from_str_radix(token, 16).is_ok_and(|token| api.routers.is_at_rest(token));
+    if known {
+        Ok(text(StatusCode::OK, "noted"))
+    } else {
+        let why = "no router that follows /events?router was told this token; follow and say it again";
+        Err(refuse(StatusCode::NOT_FOUND, why))
+    }
+}
+
+/// A number that nobody guesses.
+fn token() -> Result<u128, Refusal> {
+    let mut bytes = [0; 16];
+    let drawn = getrandom::fill(&mut bytes).map(|()| u128::from_be_bytes(bytes));
+    drawn.map_err(|error| refuse(StatusCode::SERVICE_UNAVAILABLE, format!("no random numbers: {error}")))
+}
+
 impl Reader {
     /// The next thing to send; none when the agent has gone.
     async fn next(&mut self) -> Option<Bytes> {
         if self.sent.is_none() {
             self.connection.begin(Doing::Events);
+        }
+        if let Some(greeting) = self.greeting.take() {
+            return Some(greeting);
         }
         loop {
             self.view.mark_unchanged();

@@ -39,6 +39,7 @@ pub use route::page;
 pub use router::RouterApi;
 
 use crate::agent::command::Command;
+use crate::agent::routers::Routers;
 use crate::agent::view::View;
 use connections::{Connection, Connections};
 use events::{Event, Readers};
@@ -50,6 +51,7 @@ use reply::Reply;
 pub struct Api {
     view: watch::Receiver<Arc<View>>,
     commands: mpsc::Sender<Command>,
+    routers: Arc<Routers>,
     store: Arc<dyn Store>,
     access: Access,
     dynamic_commands: DynamicCommands,
@@ -61,11 +63,12 @@ pub struct Api {
 }
 
 impl Api {
-    /// An API over an agent's view and queue. `dynamic_commands` is what this node's file says of settings that
+    /// An API over an agent's view and queue. `routers` are those that follow the agent; `dynamic_commands` is what this node's file says of settings that
     /// run commands; `router` is the one that runs beside the agent.
     pub fn new(
         view: watch::Receiver<Arc<View>>,
         commands: mpsc::Sender<Command>,
+        routers: Arc<Routers>,
         store: Arc<dyn Store>,
         access: Access,
         dynamic_commands: DynamicCommands,
@@ -74,6 +77,7 @@ impl Api {
         Arc::new(Self {
             view,
             commands,
+            routers,
             store,
             access,
             dynamic_commands,

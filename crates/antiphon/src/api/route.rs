@@ -100,6 +100,7 @@ const ENDPOINTS: &[Endpoint] = &[
         "200",
     ),
     at("GET", "/events", "Server-sent events: `cluster` with the whole state on every change.", "200, 503"),
+    at("POST", "/routers/TOKEN", "Said by a router during a hand-over; see Events.", "200, 404"),
     at(
         "PATCH",
         "/config",
@@ -191,6 +192,10 @@ check that fails (503). An unsafe verb on a path that is not listed is 501.
 `lag_bytes` and tags, `sync`, `pause`, and `handing_over_to` in those of a leader that is about to. Each event is the whole state;
 what changes in `lag_bytes` alone is sent at most once a second.
 A comment is sent every 10 s.
+
+To a router, which asks for `/events?router`, a `router` event with a `token` comes first. While `handing_over_to` is there, the
+leader waits, for 2 s at most, until every router that follows it has said by `POST /routers/TOKEN` that it holds back what begins
+and that nothing of its clients is under way on the leader. The token is all the permission that this needs.
 ";
 
 /// The reference page as Markdown.
@@ -260,7 +265,7 @@ async fn look(
             Some(body) => json(StatusCode::OK, &body),
             None => return Err(refuse(StatusCode::BAD_GATEWAY, "failsafe_mode is off")),
         },
-        "events" if request.method() == Method::GET => events::follow(api, connection)?,
+        "events" if request.method() == Method::GET => events::follow(api, connection, query)?,
         _ => json_bytes(verdict(health::passes(view, path, query, clock::now())), rendered.status()),
     })
 }
@@ -279,6 +284,9 @@ async fn change(
             StatusCode::NOT_IMPLEMENTED,
             format!("Unsupported method ({short:?}) for this path"),
         ));
+    }
+    if let ("POST", Some(token)) = (method.as_str(), path.strip_prefix("/routers/")) {
+        return events::at_rest(api, token);
     }
     let view = api.view.borrow().clone();
     api.access.check(&view, connection, request.headers()).await?;

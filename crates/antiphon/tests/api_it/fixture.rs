@@ -17,7 +17,7 @@ use antiphon_core::ha::decide::Decision;
 use antiphon_core::ha::role::Role;
 use antiphon_core::ha::why::Why;
 use antiphon_core::ha::world::{
-    Beat, Database, Knock, Link, Local, Me, Peer, PrimaryServer, Server, ServerBrief, StandbyServer,
+    Beat, Database, Knock, Link, Local, Me, Peer, PrimaryServer, Routers, Server, ServerBrief, StandbyServer,
     StoreView, Stored, SyncNames, Upstream, World,
 };
 use antiphon_core::settings::{DynamicCommands, Settings, SyncMode};
@@ -87,7 +87,6 @@ pub(crate) fn primary() -> Server {
         standbys: Vec::new(),
         last_streaming: BTreeMap::new(),
         waiting_since: None,
-        open_since: None,
         checkpointed: None,
     })
 }
@@ -166,6 +165,7 @@ pub(crate) fn view(me: &str) -> View {
             slots: BTreeMap::new(),
             logical_slots: BTreeMap::new(),
         }),
+        routers: Routers::default(),
     };
     View {
         scope: "demo".to_owned(),
@@ -244,7 +244,15 @@ impl Served {
         let (view, seen) = watch::channel(Arc::new(view));
         let (orders, commands) = mpsc::channel(COMMANDS_MAX);
         let store = MemoryStore::new();
-        let api = Api::new(seen, orders, Arc::new(store.clone()), access, DynamicCommands::Refused, None);
+        let api = Api::new(
+            seen,
+            orders,
+            Arc::default(),
+            Arc::new(store.clone()),
+            access,
+            DynamicCommands::Refused,
+            None,
+        );
         let (stop, stopped) = oneshot::channel::<()>();
         tokio::spawn(async move {
             api::serve(listener, tls, api, async {

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::super::clock::now;
 use super::super::{Inner, config, lock};
-use super::{Doing, HAND_OVER_MAX, LOOK, SELDOM, SeenTimeline};
+use super::{Doing, LOOK, SELDOM, SeenTimeline};
 use crate::{About, PendingRestart, sentence};
 
 /// The moment's facts, as JSON.
@@ -37,11 +37,6 @@ const MOMENT: &str = "SELECT json_build_object(\
         json_agg(json_build_array(pid, coalesce(query_start::text, ''))) \
             FILTER (WHERE wait_event = 'SyncRep') AS waiting \
         FROM pg_stat_activity OFFSET 0) a";
-
-/// The transactions of clients that are open, as JSON; those of agents and routers themselves are none.
-const OPEN: &str = "SELECT coalesce(json_agg(json_build_array(pid, xact_start::text)), '[]')::text \
-    FROM pg_stat_activity WHERE backend_type = 'client backend' AND xact_start IS NOT NULL \
-    AND pid <> pg_backend_pid() AND application_name NOT LIKE 'antiphon%'";
 
 /// What changes seldom, as JSON.
 const SELDOM_SEEN: &str = "SELECT json_build_object(\
@@ -315,8 +310,6 @@ impl Inner {
                 history
             }
         };
-        let hands_over = lock(&self.memory).checkpointed.is_some_and(|at| now().since(at) <= HAND_OVER_MAX);
-        let open: Vec<Doing> = if hands_over { self.json(OPEN).await? } else { Vec::new() };
         let seen_at = now();
         let standbys: Vec<Standby> = moment.standbys.iter().flatten().filter_map(standby).collect();
         let mut memory = lock(&self.memory);
@@ -324,7 +317,6 @@ impl Inner {
             memory.last_streaming.insert(standby.name.clone(), seen_at);
         }
         let waiting_since = oldest(&mut memory.waiting, moment.waiting.unwrap_or_default(), seen_at);
-        let open_since = oldest(&mut memory.open, open, seen_at);
         Ok(Server::Primary(PrimaryServer {
             timeline: written,
             flushed: moment.flushed.unwrap_or_default(),
@@ -335,7 +327,6 @@ impl Inner {
             last_streaming: memory.last_streaming.clone(),
             waiting_since,
             checkpointed: memory.checkpointed,
-            open_since,
         }))
     }
 }
