@@ -16,8 +16,8 @@ pub enum Net<'a> {
     Update(&'a [Text]),
     /// It is there and shall not be.
     Delete,
-    /// It is not there, was for a while, and leaves a tombstone.
-    Bury,
+    /// It is not there, was for a while, as this row at last, and leaves a tombstone.
+    Bury(&'a [Text]),
 }
 
 const TRUNCATION: &str = "a truncation is of no row, and goes the careful way";
@@ -47,7 +47,10 @@ pub fn net<'a, T: Copy + Eq + Hash>(
             (true, Op::Insert { row } | Op::Update { row, .. }) => Net::Update(row),
             (false, Op::Insert { row } | Op::Update { row, .. }) => Net::Insert(row),
             (true, Op::Delete { .. }) => Net::Delete,
-            (false, Op::Delete { .. }) => Net::Bury,
+            (false, Op::Delete { .. }) => match rows[place].2 {
+                Net::Insert(row) | Net::Bury(row) => Net::Bury(row),
+                Net::Update(_) | Net::Delete => unreachable!("it was there"),
+            },
             (_, Op::Truncate) => unreachable!("{TRUNCATION}"),
         };
     }
@@ -89,7 +92,7 @@ mod tests {
         let (a, b) = (text("a"), text("b"));
         for (ops, expected) in [
             (vec![insert("a"), update("b")], Net::Insert(&b)),
-            (vec![insert("a"), delete()], Net::Bury),
+            (vec![insert("a"), update("b"), delete()], Net::Bury(&b)),
             (vec![insert("a"), delete(), insert("b")], Net::Insert(&b)),
             (vec![update("a"), update("b")], Net::Update(&b)),
             (vec![update("a"), delete()], Net::Delete),

@@ -201,11 +201,16 @@ impl Shape {
         format!("DELETE FROM {} t WHERE {}", self.table(), self.key_is("t", 1))
     }
 
-    /// Deletes all rows that were written before a time. Parameter: the time.
+    /// Deletes all rows that a truncation wins against. Parameters: its time, the origins whose rows it deletes whatever
+    /// their time is, those whose rows it deletes that have the same.
     #[must_use]
     pub fn delete_older(&self) -> String {
-        let older = "coalesce(pg_catalog.pg_xact_commit_timestamp(t.xmin), '-infinity') < $1";
-        format!("DELETE FROM {} t WHERE {older}", self.table())
+        let at = "coalesce(pg_catalog.pg_xact_commit_timestamp(t.xmin), '-infinity')";
+        let origin = "(pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident";
+        format!(
+            "DELETE FROM {} t WHERE {at} < $1 OR {origin} = ANY ($2::oid[]) OR ({at} = $1 AND {origin} = ANY ($3::oid[]))",
+            self.table()
+        )
     }
 
     /// Deletes a row and keeps a tombstone, if the change's writer had seen the row that is here; else an error.
@@ -224,6 +229,18 @@ impl Shape {
             self.tombstones(),
             self.renew(),
         )
+    }
+
+    /// What keeps its tombstones. Parameters of each: the key.
+    #[must_use]
+    pub fn tombstone(&self) -> Graves {
+        let names = self.names(self.key.iter().copied());
+        let new = format!(
+            "INSERT INTO {} ({names}) VALUES ({}) ON CONFLICT ({names}) DO NOTHING",
+            self.tombstones(),
+            Self::parameters(1, self.key.len()),
+        );
+        Graves { new, look: self.look_for_tombstone(), renew: self.bury() }
     }
 
     /// Keeps a tombstone, or gives the one that is there this transaction's time. Parameters: the key.
@@ -350,26 +367,6 @@ impl Shape {
         )
     }
 
-    /// Keeps a tombstone of a row that is not there; an error if it is. Parameters: the key.
-    #[must_use]
-    pub fn bury_absent(&self) -> String {
-        let names = self.names(self.key.iter().copied());
-        format!(
-            "WITH c AS (INSERT INTO {} ({names}) SELECT {} WHERE NOT EXISTS (SELECT FROM {} t WHERE {}) {} \
-             RETURNING 1) {ONE_ROW}",
-            self.tombstones(),
-            self.key
-                .iter()
-                .enumerate()
-                .map(|(nth, at)| format!("${}::{}", nth + 1, self.columns[*at].type_name))
-                .collect::<Vec<_>>()
-                .join(", "),
-            self.table(),
-            self.key_is("t", 1),
-            self.renew(),
-        )
-    }
-
     /// Locks a row and reads when and where it was written, and all its columns as text. Parameters: the key.
     #[must_use]
     pub fn look(&self) -> String {
@@ -384,6 +381,28 @@ impl Shape {
     pub fn look_for_tombstone(&self) -> String {
         let key = self.key_is("t", 1);
         format!("SELECT {WRITTEN} FROM {} t WHERE {key} FOR UPDATE", self.tombstones())
+    }
+}
+
+/// The statements that keep tombstones of one kind.
+#[derive(Clone, Debug)]
+pub struct Graves {
+    /// Keeps one unless one is there.
+    pub new: String,
+    /// Locks the one that is there, and reads when and where it was written.
+    pub look: String,
+    /// Gives the one that is there this transaction's time.
+    pub renew: String,
+}
+
+/// What keeps the record of truncations. Parameter of each: the table's number.
+#[must_use]
+pub fn truncation() -> Graves {
+    let insert = "INSERT INTO antiphon.truncations (id) VALUES ($1) ON CONFLICT (id) DO";
+    Graves {
+        new: format!("{insert} NOTHING"),
+        look: format!("{LOOK_FOR_TRUNCATION} FOR UPDATE"),
+        renew: format!("{insert} UPDATE SET id = excluded.id"),
     }
 }
 

@@ -1,14 +1,16 @@
 //! The careful way: one transaction, row by row, each looked at under a lock before the core decides it.
 //!
 //! A row that is not there cannot be locked. So a row is inserted only if nobody did meanwhile, and its tombstone is
-//! looked for again afterwards: by then, whoever was deleting it has been waited for.
+//! looked for again afterwards: by then, whoever was deleting it has been waited for. And a delete of such a row is made
+//! known before it counts.
 
 use std::sync::Arc;
 
 use antiphon_core::mesh::resolve::Action;
 use antiphon_core::mesh::{Change, Local, Verdict, Version, resolve};
 
-use super::merge::Detour;
+use super::absent::DUE_MAX;
+use super::merge::{Detour, Merge};
 use super::{Applied, Applier, ApplyError, PROGRESS, Prepared, Target, progress_params};
 use crate::row::{Op, Text, to_json};
 use crate::session::Param;
@@ -16,14 +18,16 @@ use crate::shape::LOOK_FOR_TRUNCATION;
 use crate::wire::WireError;
 
 /// How often a transaction is tried when others are in the way.
-const ATTEMPTS_MAX: u32 = 10;
+pub(super) const ATTEMPTS_MAX: u32 = 10;
 /// How often a row is looked at anew because others insert and delete it.
-const LOOKS_MAX: u32 = 20;
+pub(super) const LOOKS_MAX: u32 = 20;
 
 /// What is here under a key.
 struct Found {
     local: Local,
     row: Option<Vec<Text>>,
+    /// This transaction's own delete is known already, and whoever might have been inserting the row has ended.
+    known: bool,
 }
 
 impl Applier {
@@ -39,10 +43,10 @@ impl Applier {
             match self.attempt(transaction, &mut conflicts).await {
                 Ok(()) => {
                     applied.note(conflicts);
-                    self.merged.clear();
+                    self.forget_detours();
                     return Ok(());
                 }
-                Err(ApplyError::Detour(detour)) => self.take(*detour).await?,
+                Err(ApplyError::Detour(detour)) => self.take(*detour, transaction.version).await?,
                 Err(error) if error.is_lost() => return Err(error),
                 Err(error) => {
                     self.session.ask("ROLLBACK", &[]).await?;
@@ -56,10 +60,29 @@ impl Applier {
     }
 
     /// Makes a detour, after which the transaction begins anew.
-    pub(super) async fn take(&mut self, detour: Detour) -> Result<(), ApplyError> {
+    pub(super) async fn take(&mut self, detour: Detour, version: Version) -> Result<(), ApplyError> {
         self.session.ask("ROLLBACK", &[]).await?;
-        self.merge(&detour).await?;
-        self.merged.insert((detour.target.mapping.relation.id, detour.op));
+        match detour {
+            Detour::Merge(merge) => {
+                self.merge(&merge).await?;
+                self.merged.insert((merge.target.mapping.relation.id, merge.op));
+            }
+            Detour::Bury => self.make_known(version).await?,
+        }
+        Ok(())
+    }
+
+    /// The transaction at hand is through.
+    pub(super) fn forget_detours(&mut self) {
+        self.merged.clear();
+        self.absent.clear();
+    }
+
+    /// A detour, if more than so many deletes have to be known first.
+    pub(super) fn detour_if_due(&self, more_than: usize) -> Result<(), ApplyError> {
+        if self.absent.due() > more_than {
+            return Err(ApplyError::Detour(Box::new(Detour::Bury)));
+        }
         Ok(())
     }
 
@@ -70,6 +93,7 @@ impl Applier {
     ) -> Result<(), ApplyError> {
         self.session.ask("BEGIN", &[]).await?;
         self.rows(transaction, &transaction.ops, conflicts).await?;
+        self.detour_if_due(0)?;
         let source = self.identity.source.number().to_string();
         self.session.ask(PROGRESS, &progress_params(transaction, source.as_bytes())).await?;
         self.session.ask("COMMIT", &[]).await?;
@@ -90,7 +114,7 @@ impl Applier {
                 conflicts.push(kind);
             }
         }
-        Ok(())
+        self.detour_if_due(DUE_MAX)
     }
 
     /// Decides one row; gives the kind of the conflict if there was one.
@@ -101,7 +125,7 @@ impl Applier {
         op: &Op,
     ) -> Result<Option<&'static str>, ApplyError> {
         for _ in 0..LOOKS_MAX {
-            let found = self.look(target, op).await?;
+            let found = self.look(transaction, target, op).await?;
             let change = match op {
                 Op::Insert { .. } => Change::Insert,
                 Op::Update { .. } => Change::Update,
@@ -122,8 +146,14 @@ impl Applier {
                 && matches!(op, Op::Insert { .. } | Op::Update { .. })
                 && !self.merged.contains(&(target.mapping.relation.id, op.clone()))
             {
-                let detour = Detour { target: target.clone(), op: op.clone(), version };
-                return Err(ApplyError::Detour(Box::new(detour)));
+                let merge = Merge { target: target.clone(), op: op.clone(), version };
+                return Err(ApplyError::Detour(Box::new(Detour::Merge(merge))));
+            }
+            if verdict.action == Action::Bury && !found.known {
+                let key = op.key(&target.mapping.shape);
+                self.absent.found(target, &key, found.local);
+                self.absent.push(target, key);
+                return Ok(None);
             }
             let done = self.carry_out(transaction, target, op, &found, verdict).await;
             if done.map_err(|error| refused(error, target, op, transaction))? {
@@ -140,17 +170,22 @@ impl Applier {
         })
     }
 
-    async fn look(&mut self, target: &Target, op: &Op) -> Result<Found, ApplyError> {
+    async fn look(&mut self, transaction: &Prepared, target: &Target, op: &Op) -> Result<Found, ApplyError> {
         let shape = &target.mapping.shape;
         let key = op.key(shape);
-        let key = texts(&key);
-        let answer = self.session.ask(&shape.look(), &key).await?;
+        let answer = self.session.ask(&shape.look(), &texts(&key)).await?;
         if let Some(row) = answer.rows.into_iter().next() {
             let version = self.version(row[0].as_ref(), row[1].as_ref());
-            return Ok(Found { local: Local::Row(version), row: Some(row[2..].to_vec()) });
+            return Ok(Found { local: Local::Row(version), row: Some(row[2..].to_vec()), known: false });
         }
-        let gone = self.gone(target, &key).await?;
-        Ok(Found { local: gone.map_or(Local::Absent, Local::Gone), row: None })
+        let gone = self.gone(target, &texts(&key)).await?;
+        if gone == Some(transaction.version) {
+            // It was made known by this transaction itself, now or before a crash.
+            let before = self.absent.before(target, &key);
+            let local = before.unwrap_or(Local::Absent);
+            return Ok(Found { local, row: None, known: before.is_some() });
+        }
+        Ok(Found { local: gone.map_or(Local::Absent, Local::Gone), row: None, known: false })
     }
 
     /// The latest delete of that key, its own or its table's.
@@ -175,21 +210,17 @@ impl Applier {
     ) -> Result<bool, ApplyError> {
         let shape = &target.mapping.shape;
         let key = op.key(shape);
-        let key = texts(&key);
         match (verdict.action, op) {
-            (Action::Keep, _) => Ok(true),
+            // To bury is nothing more: its tombstone was made known before, and is locked.
+            (Action::Keep | Action::Bury, _) => Ok(true),
             (Action::Stop, _) => Err(ApplyError::Undecided {
                 kind: verdict.conflict.map_or("conflict", antiphon_core::mesh::Conflict::name),
                 table: shape.table().to_string(),
                 key: key_text(target, op),
             }),
-            (Action::Bury, _) => {
-                self.session.ask(&shape.bury(), &key).await?;
-                Ok(true)
-            }
             (Action::Apply, Op::Delete { .. } | Op::Truncate) => {
-                self.session.ask(&shape.delete(), &key).await?;
-                self.session.ask(&shape.bury(), &key).await?;
+                self.session.ask(&shape.delete(), &texts(&key)).await?;
+                self.bury(target, &key, transaction.version).await?;
                 Ok(true)
             }
             (Action::Apply, Op::Insert { row } | Op::Update { row, .. }) if found.row.is_some() => {
@@ -199,28 +230,13 @@ impl Applier {
             }
             (Action::Apply, Op::Insert { row } | Op::Update { row, .. }) => {
                 let inserted = self.session.ask(&shape.insert_if_absent(), &texts(row)).await?.affected == 1;
-                if inserted && self.gone(target, &key).await? > Some(transaction.version) {
-                    self.session.ask(&shape.delete(), &key).await?;
+                if inserted && self.gone(target, &texts(&key)).await? > Some(transaction.version) {
+                    self.session.ask(&shape.delete(), &texts(&key)).await?;
                     return Ok(false);
                 }
                 Ok(inserted)
             }
         }
-    }
-
-    /// Deletes what is older than a truncation, which then stands as a tombstone for all of it, unless a later one does.
-    async fn truncate(&mut self, target: &Target, version: Version) -> Result<(), ApplyError> {
-        let shape = &target.mapping.shape;
-        self.session.ask(&shape.delete_older(), &[Param::Long(version.at.0)]).await?;
-        let table = shape.id.to_string();
-        let table = [Param::Text(Some(table.as_bytes()))];
-        let stands = self.session.ask(&format!("{LOOK_FOR_TRUNCATION} FOR UPDATE"), &table).await?;
-        let stands = stands.rows.iter().map(|row| self.version(row[0].as_ref(), row[1].as_ref())).max();
-        if stands <= Some(version) {
-            let bury = "INSERT INTO antiphon.truncations (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET id = excluded.id";
-            self.session.ask(bury, &table).await?;
-        }
-        Ok(())
     }
 
     /// Writes the conflict into this node's history.
@@ -279,13 +295,17 @@ impl Applier {
     }
 }
 
-fn texts(values: &[Text]) -> Vec<Param<'_>> {
+pub(super) fn texts(values: &[Text]) -> Vec<Param<'_>> {
     values.iter().map(|value| Param::Text(value.as_deref())).collect()
 }
 
 fn key_text(target: &Target, op: &Op) -> String {
+    key_text_of(target, &op.key(&target.mapping.shape))
+}
+
+pub(super) fn key_text_of(target: &Target, key: &[Text]) -> String {
     let shape = &target.mapping.shape;
-    to_json(shape, shape.key.iter().copied(), &op.key(shape)).to_string()
+    to_json(shape, shape.key.iter().copied(), key).to_string()
 }
 
 fn refused(error: ApplyError, target: &Target, op: &Op, transaction: &Prepared) -> ApplyError {

@@ -33,22 +33,25 @@ impl Applier {
             let of_table = || rows.iter().filter(move |(table, ..)| *table == id);
             let deleted: Vec<&[Text]> =
                 of_table().filter(|(.., net)| *net == Net::Delete).map(|(_, key, _)| &key[..]).collect();
-            let updated = of_table().filter_map(|(.., net)| match net {
-                Net::Update(row) => Some(*row),
-                Net::Insert(_) | Net::Delete | Net::Bury => None,
-            });
-            let inserted = of_table().filter_map(|(.., net)| match net {
-                Net::Insert(row) => Some(*row),
-                Net::Update(_) | Net::Delete | Net::Bury => None,
-            });
+            let rows_of = |pick: fn(&Net<'_>) -> bool| {
+                of_table().filter_map(move |(_, key, net)| match net {
+                    Net::Insert(row) | Net::Update(row) | Net::Bury(row) if pick(net) => {
+                        Some((&key[..], *row))
+                    }
+                    _ => None,
+                })
+            };
+            let updated = rows_of(|net| matches!(net, Net::Update(_))).map(|(_, row)| row);
+            let inserted = rows_of(|net| matches!(net, Net::Insert(_))).map(|(_, row)| row);
+            let (dead, fleeting): (Vec<&[Text]>, Vec<&[Text]>) =
+                rows_of(|net| matches!(net, Net::Bury(_))).unzip();
             // In this order a unique value that one row gives up is free for another.
             self.put_deletes(target, &deleted, seen)?;
             self.put_updates(target, &updated.collect::<Vec<_>>(), seen)?;
+            // Only a row that is there keeps others from inserting it, until its tombstone is seen.
+            self.put_inserts(target, &fleeting, seen)?;
+            self.put_deletes(target, &dead, seen)?;
             self.put_inserts(target, &inserted.collect::<Vec<_>>(), seen)?;
-            for (_, key, _) in of_table().filter(|(.., net)| *net == Net::Bury) {
-                let params: Vec<_> = key.iter().map(|value| Param::Text(value.as_deref())).collect();
-                self.session.put(target.bury_absent, &params)?;
-            }
         }
         Ok(())
     }

@@ -61,8 +61,8 @@ pub enum ApplyError {
     /// Its announcements make no sense.
     #[error(transparent)]
     Announcement(#[from] NoAnnouncement),
-    /// Something has to be merged first.
-    #[error("a row has to be merged first")]
+    /// Something else has to be done first.
+    #[error("something has to be done first, in a transaction of its own")]
     Detour(Box<Detour>),
     /// Others write the same rows all the time.
     #[error(

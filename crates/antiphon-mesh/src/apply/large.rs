@@ -31,11 +31,11 @@ impl Applier {
                 Ok(Some(rows)) => {
                     applied.count(rows);
                     applied.note(conflicts);
-                    self.merged.clear();
+                    self.forget_detours();
                     return Ok(());
                 }
                 Ok(None) => {}
-                Err(ApplyError::Detour(detour)) => self.take(*detour).await?,
+                Err(ApplyError::Detour(detour)) => self.take(*detour, prepared.version).await?,
                 Err(error) if error.is_lost() => return Err(error),
                 Err(error) => {
                     self.session.ask("ROLLBACK", &[]).await?;
@@ -79,6 +79,7 @@ impl Applier {
         if !self.piece(prepared, &piece, careful, conflicts).await? {
             return self.give_up().await;
         }
+        self.detour_if_due(0)?;
         let progress = self.session.prepare(PROGRESS).await?;
         let commit = self.session.prepare("COMMIT").await?;
         let source = self.identity.source.number().to_string();

@@ -25,9 +25,18 @@ pub struct Merger {
     session: Option<Session>,
 }
 
+/// What has to be done first.
+#[derive(Debug)]
+pub enum Detour {
+    /// A merge.
+    Merge(Merge),
+    /// Deletes of what is not here have to be known.
+    Bury,
+}
+
 /// A merge that has to be done first.
 #[derive(Debug)]
-pub struct Detour {
+pub struct Merge {
     pub(super) target: std::sync::Arc<Target>,
     pub(super) op: Op,
     /// What stands here.
@@ -43,13 +52,13 @@ impl Merger {
 }
 
 impl Applier {
-    /// Makes a detour.
-    pub(super) async fn merge(&mut self, detour: &Detour) -> Result<(), ApplyError> {
+    /// Merges in the name of the row's writer.
+    pub(super) async fn merge(&mut self, merge: &Merge) -> Result<(), ApplyError> {
         let mut session = match self.merger.session.take() {
             Some(session) => session,
             None => Session::with(&self.merger.local, "antiphon mesh merge", &SETTINGS).await?,
         };
-        let origin = self.merger.names.repair_origin(detour.version.node);
+        let origin = self.merger.names.repair_origin(merge.version.node);
         let mut attempt = 1;
         while let Err(error) = session.write_as(&origin).await {
             // Another link of this node merges in the same name.
@@ -60,7 +69,7 @@ impl Applier {
             tokio::time::sleep(AGAIN_AFTER).await;
         }
         session.ask("BEGIN", &[]).await?;
-        let written = self.merge_in(&mut session, detour).await?;
+        let written = self.merge_in(&mut session, merge).await?;
         session.ask(if written { "COMMIT" } else { "ROLLBACK" }, &[]).await?;
         session.ask("SELECT pg_catalog.pg_replication_origin_session_reset()", &[]).await?;
         self.merger.session = Some(session);
@@ -68,14 +77,14 @@ impl Applier {
     }
 
     /// Merges, if the row is still what was looked at; if not, it is looked at again anyhow.
-    async fn merge_in(&self, session: &mut Session, detour: &Detour) -> Result<bool, ApplyError> {
-        let shape = &detour.target.mapping.shape;
-        let (Op::Insert { row } | Op::Update { row, .. }) = &detour.op else { return Ok(false) };
-        let key = detour.op.key(shape);
+    async fn merge_in(&self, session: &mut Session, merge: &Merge) -> Result<bool, ApplyError> {
+        let shape = &merge.target.mapping.shape;
+        let (Op::Insert { row } | Op::Update { row, .. }) = &merge.op else { return Ok(false) };
+        let key = merge.op.key(shape);
         let key: Vec<_> = key.iter().map(|value| Param::Text(value.as_deref())).collect();
         let found = session.ask(&shape.look(), &key).await?;
         let Some(found) = found.rows.first() else { return Ok(false) };
-        if self.version(found[0].as_ref(), found[1].as_ref()) != detour.version {
+        if self.version(found[0].as_ref(), found[1].as_ref()) != merge.version {
             return Ok(false);
         }
         let values = shape.merging().into_iter().map(|at| Param::Text(row[at].as_deref()));
@@ -83,7 +92,7 @@ impl Applier {
         session.ask(&shape.merge(), &values).await?;
         // The origin stands for no stream, so its position means nothing.
         let stamp = "SELECT pg_catalog.pg_replication_origin_xact_setup('0/1', $1)";
-        session.ask(stamp, &[Param::Long(detour.version.at.0)]).await?;
+        session.ask(stamp, &[Param::Long(merge.version.at.0)]).await?;
         Ok(true)
     }
 }

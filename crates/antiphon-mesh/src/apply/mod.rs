@@ -5,6 +5,7 @@
 //! looked at under a lock, decided by the core, recorded. So a conflict costs a round trip and its absence nothing,
 //! and no decision rests on what was read before a lock was held.
 
+mod absent;
 mod aside;
 mod careful;
 mod chunk;
@@ -21,6 +22,7 @@ use antiphon_core::Lsn;
 use antiphon_core::mesh::{CommitTime, NodeId, Reached, Version};
 use bytes::Bytes;
 
+use self::absent::Absent;
 pub use self::error::ApplyError;
 pub use self::merge::Merger;
 use self::target::Target;
@@ -81,6 +83,8 @@ pub struct Applier {
     merger: Merger,
     /// What the transaction at hand has merged into rows that it loses against.
     merged: HashSet<(u32, Op)>,
+    /// Which of its deletes find no row.
+    absent: Absent,
     /// What the source had applied of everybody when it wrote what comes now.
     seen: Arc<Reached>,
     /// No change of a third node that is older than this can arrive any more.
@@ -127,6 +131,7 @@ impl Applier {
             steps,
             merger,
             merged: HashSet::new(),
+            absent: Absent::default(),
             seen: Arc::new(seen),
             settled: CommitTime::UNKNOWN,
             progress: from.progress,

@@ -21,7 +21,6 @@ pub(super) struct Target {
     pub(super) many: Statements,
     /// Looks whether many rows that were inserted had been deleted.
     pub(super) alive_many: Statement,
-    pub(super) bury_absent: Statement,
     pub(super) resolver: Resolver,
 }
 
@@ -60,7 +59,6 @@ impl Applier {
                 delete: session.prepare(&shape.delete_many()).await?,
             },
             alive_many: session.prepare(&shape.alive_many()).await?,
-            bury_absent: session.prepare(&shape.bury_absent()).await?,
             resolver: resolver_of(shape),
             mapping,
         });

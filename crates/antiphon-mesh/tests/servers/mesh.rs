@@ -18,7 +18,7 @@ use crate::support::{PATIENCE, Server};
 
 const TABLE: &str = "CREATE TABLE item (id bigint PRIMARY KEY, who text, amount int NOT NULL DEFAULT 0)";
 /// All rows as one text, the same on every node that has the same.
-const ALL: &str = "SELECT coalesce(string_agg(t::text, ' ' ORDER BY id), '') FROM item t";
+pub(crate) const ALL: &str = "SELECT coalesce(string_agg(t::text, ' ' ORDER BY id), '') FROM item t";
 
 pub(crate) struct Node {
     pub(crate) server: Server,

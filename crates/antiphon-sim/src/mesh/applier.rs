@@ -8,7 +8,7 @@ use std::rc::Rc;
 use antiphon_core::mesh::resolve::needs_no_look;
 use antiphon_core::mesh::{Change, CommitTime, Local, Reached, Version};
 
-use super::careful::Closer;
+use super::careful::{Absent, Closer};
 use super::judge::Met;
 use super::mutation::Mutation;
 use super::server::{Actor, Lock, Resource};
@@ -44,13 +44,20 @@ pub struct Work {
 #[derive(Clone, Debug, Default)]
 pub struct Applier {
     busy: bool,
-    batch: VecDeque<Prepared>,
+    /// What is to be applied, in order.
+    pub batch: VecDeque<Prepared>,
     end: Place,
     complete_to: Option<CommitTime>,
     /// The next is to be looked at.
     careful: bool,
     /// What is under way.
     pub work: Option<Work>,
+    /// A delete that is being made known, in a transaction of its own.
+    pub saying: Option<Absent>,
+    /// Who is waited for, by transaction number.
+    pub grace: Option<Vec<u64>>,
+    /// Deletes of this transaction that are known.
+    pub known: Vec<Absent>,
 }
 
 impl Applier {
@@ -70,6 +77,8 @@ pub enum Done {
     Later,
     /// Not this way.
     Fails,
+    /// This delete has to be known first.
+    Unknown(Absent),
 }
 
 impl From<Lock> for Done {
@@ -88,31 +97,22 @@ impl Mesh {
         let here = &mut self.nodes[node];
         let Some(link) = here.links[source].as_mut() else { return };
         let work = link.applier.work.take();
-        if here.alone == Some(source) {
-            here.alone = None;
-        }
         if let Some(work) = work
             && here.server.txs.contains_key(&work.xid)
         {
             let woken = here.server.end(work.xid, None);
             self.wake(node, woken);
         }
-        self.wake_appliers(node);
-    }
-
-    fn wake_appliers(&mut self, node: usize) {
-        let waiting: Vec<Actor> = (0..self.nodes[node].links.len())
-            .filter(|source| {
-                let link = self.nodes[node].link(*source);
-                link.is_some_and(|link| link.applier.work.is_none() && !link.applier.batch.is_empty())
-            })
-            .map(Actor::Applier)
-            .collect();
-        self.wake(node, waiting);
     }
 
     pub(crate) fn apply(&mut self, node: usize, source: usize) {
         let link = self.nodes[node].link_mut(source);
+        if link.applier.saying.is_some() {
+            return self.say(node, source);
+        }
+        if link.applier.grace.is_some() {
+            return self.wait_for_writers(node, source);
+        }
         if link.applier.work.is_some() {
             return self.go_on(node, source);
         }
@@ -176,22 +176,6 @@ impl Mesh {
         let truncates = next.steps.iter().any(|(op, _)| *op == Op::Truncate);
         let careful = link.applier.careful || truncates;
         let here = &mut self.nodes[node];
-        let others =
-            here.links.iter().enumerate().any(|(at, link)| {
-                at != source && link.as_ref().is_some_and(|link| link.applier.work.is_some())
-            });
-        // Who looks closer is alone among the appliers. Whoever must wait is woken when another ends.
-        if !self.mutation.is_some_and(|rule| rule == Mutation::CarefulInCompany) {
-            if here.alone.is_some_and(|alone| alone != source) {
-                return;
-            }
-            if careful {
-                here.alone = Some(source);
-                if others {
-                    return;
-                }
-            }
-        }
         let xid = here.server.begin();
         let closer = careful.then(Closer::default);
         here.link_mut(source).applier.work = Some(Work { xid, nth: 0, closer });
@@ -233,6 +217,13 @@ impl Mesh {
                 Done::Later => {}
                 Done::Wait => {
                     self.nodes[node].link_mut(source).applier.work = Some(work);
+                    return;
+                }
+                Done::Unknown(absent) => {
+                    self.abandon(node, source);
+                    self.nodes[node].link_mut(source).applier.saying = Some(absent);
+                    let pause = self.moment();
+                    self.after(pause, Event::Apply { node, source, session });
                     return;
                 }
                 Done::Fails => {
@@ -353,20 +344,17 @@ impl Mesh {
         let here = &mut self.nodes[node];
         let woken = here.server.end(xid, Some(&entry));
         here.transactions += 1;
-        if here.alone == Some(source) {
-            here.alone = None;
-        }
         let link = here.link_mut(source);
         let work = link.applier.work.take();
         link.applier.batch.pop_front();
         link.applier.careful = false;
+        link.applier.known.clear();
         let session = link.session;
         self.counts.applied += 1;
         self.counts.fast += u64::from(work.is_some_and(|work| work.closer.is_none()));
         let place = next.place;
         self.note(|_| format!("n{} applied {place} of n{}: {:?}", id(node), id(source), entry.effects));
         self.wake(node, woken);
-        self.wake_appliers(node);
         self.after(5 * US, Event::Apply { node, source, session });
     }
 

@@ -1,7 +1,8 @@
 //! The careful way: every row is looked at under a lock, decided by the core, and written if nobody came first.
 //!
 //! What is not there cannot be locked. So an insert looks for a tombstone once more when the row is written; and a
-//! delete that finds nothing waits for whoever is writing into the table, then looks once more.
+//! delete that finds nothing, or a truncation, becomes known by a tombstone of its own first, waits for whoever was
+//! writing into the table by then, and begins anew.
 
 use antiphon_core::mesh::resolve::Action;
 use antiphon_core::mesh::truncation::{supersedes, truncates};
@@ -23,11 +24,20 @@ pub enum Closer {
     /// It is not there; its tombstone is looked for.
     Tombstone,
     /// That is what was found.
-    Found(Met, bool),
+    Found(Met),
     /// It is written, and its tombstone looked for once more.
     Written(Met),
-    /// There was nothing to delete, and those who might be inserting it have ended.
-    Waited,
+}
+
+/// A delete of what is not there: of a row, or of all of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Absent {
+    /// The row; none: all.
+    pub key: Option<Key>,
+    /// What stood there before.
+    pub met: Met,
+    /// What its writer had seen.
+    pub knew: Knew,
 }
 
 impl Mesh {
@@ -45,8 +55,7 @@ impl Mesh {
         let Some(key) = op.key() else { return self.truncate(node, source, next, xid, knew) };
         let actor = Actor::Applier(source);
         match *closer {
-            Closer::Row | Closer::Waited => {
-                let waited = matches!(closer, Closer::Waited);
+            Closer::Row => {
                 let server = &mut self.nodes[node].server;
                 if server.row(xid, key).is_some() {
                     // Reading with a lock keeps others from truncating, too.
@@ -57,8 +66,7 @@ impl Mesh {
                     }
                 }
                 *closer = match self.nodes[node].server.row(xid, key) {
-                    Some(row) => Closer::Found(Met::Row(row), waited),
-                    None if waited => self.look_for_tombstone(node, xid, key, true),
+                    Some(row) => Closer::Found(Met::Row(row)),
                     None => Closer::Tombstone,
                 };
                 Done::Later
@@ -71,12 +79,11 @@ impl Mesh {
                         return lock.into();
                     }
                 }
-                *closer = self.look_for_tombstone(node, xid, key, false);
+                let gone = self.latest_delete(node, xid, key);
+                *closer = Closer::Found(gone.map_or(Met::Nothing, Met::Gone));
                 Done::Later
             }
-            Closer::Found(met, waited) => {
-                self.carry_out(node, source, next, xid, closer, op, knew, met, waited)
-            }
+            Closer::Found(met) => self.carry_out(node, source, next, xid, closer, op, knew, met),
             Closer::Written(met) => {
                 let again = self.latest_delete(node, xid, key);
                 let verdict = again.map(|gone| self.decide(next, source, op, Met::Gone(gone)));
@@ -92,11 +99,6 @@ impl Mesh {
                 Done::Yes
             }
         }
-    }
-
-    fn look_for_tombstone(&self, node: usize, xid: u64, key: Key, waited: bool) -> Closer {
-        let gone = self.latest_delete(node, xid, key);
-        Closer::Found(gone.map_or(Met::Nothing, Met::Gone), waited)
     }
 
     /// The latest delete of that key, its own or its table's.
@@ -131,11 +133,15 @@ impl Mesh {
         closer: &mut Closer,
         op: Op,
         knew: Knew,
-        met: Met,
-        waited: bool,
+        mut met: Met,
     ) -> Done {
         let Some(key) = op.key() else { return Done::Fails };
         let actor = Actor::Applier(source);
+        let incoming = Version { at: next.entry.at, node: id(source) };
+        let known = self.known(node, source, Some(key), met, incoming);
+        if let Some(before) = known {
+            met = before;
+        }
         let verdict = self.decide(next, source, op, met);
         let gone = self.gone_of(source, next.place, knew);
         macro_rules! take {
@@ -149,11 +155,8 @@ impl Mesh {
         match (verdict.action, op) {
             (Action::Keep | Action::Stop, _) => {}
             (Action::Bury, _) => {
-                if !waited && !self.is(Mutation::BuryAtOnce) {
-                    take!(self.nodes[node].server.enter_alone(xid, actor));
-                    self.nodes[node].server.share_table(xid);
-                    *closer = Closer::Waited;
-                    return Done::Later;
+                if known.is_none() && !self.is(Mutation::BuryAtOnce) {
+                    return Done::Unknown(Absent { key: Some(key), met, knew });
                 }
                 take!(self.nodes[node].server.lock(xid, Resource::Gone(key), actor));
                 if !self.is(Mutation::NoTombstones) {
@@ -203,15 +206,28 @@ impl Mesh {
         self.met(node, source, next, change_of(op), &met, knew, same, verdict.conflict.is_some());
     }
 
+    /// What stood there before this delete became known; none if it is not, or is not any more.
+    fn known(&self, node: usize, source: usize, key: Option<Key>, met: Met, version: Version) -> Option<Met> {
+        let known = &self.nodes[node].link(source)?.applier.known;
+        let before = known.iter().find(|absent| absent.key == key)?.met;
+        let stands = matches!(met, Met::Gone(gone) if gone.version == version);
+        (stands || self.is(Mutation::BuryUnsaid)).then_some(before)
+    }
+
     /// Deletes what is older than a truncation, which then stands as a tombstone for all of it.
     fn truncate(&mut self, node: usize, source: usize, next: &Prepared, xid: u64, knew: Knew) -> Done {
         let actor = Actor::Applier(source);
-        let alone = !self.is(Mutation::TruncateInCompany);
+        let known = self.nodes[node]
+            .link(source)
+            .is_some_and(|link| link.applier.known.iter().any(|absent| absent.key.is_none()));
+        if !known && !self.is(Mutation::TruncateAtOnce) {
+            return Done::Unknown(Absent { key: None, met: Met::Nothing, knew });
+        }
         let goes_back = self.is(Mutation::TruncationGoesBack);
         let gone = self.gone_of(source, next.place, knew);
         let version = Version { at: next.entry.at, node: id(source) };
         let server = &mut self.nodes[node].server;
-        let table = if alone { server.enter_alone(xid, actor) } else { server.enter(xid, actor) };
+        let table = server.enter(xid, actor);
         if table != Lock::Taken {
             return table.into();
         }

@@ -138,7 +138,11 @@ impl Mesh {
         }
         let version = Version { at: entry.at, node: id(entry.origin.unwrap_or(node)) };
         let state = &self.nodes[node].server.state;
-        let truncated = state.truncated.map(|gone| gone.version);
+        // What is known of a delete that is not carried out yet: it will look at this again.
+        let done =
+            |gone: &Gone| gone.truth.node == node || state.applied[gone.truth.node] >= gone.truth.place;
+        let known = |gone: Option<Gone>| gone.filter(done).map(|gone| gone.version);
+        let truncated = known(state.truncated);
         // A row that is written and taken back at once was not written.
         let last = |nth: usize, key: usize| {
             !entry.effects[nth + 1..].iter().any(|later| matches!(later, Effect::Row(at, _) if *at == key))
@@ -148,9 +152,9 @@ impl Mesh {
                 Effect::Row(key, None) => state.rows[key].map(|row| row.version),
                 Effect::Row(key, Some(_)) if last(nth, key) => {
                     let row = state.rows[key].map(|row| row.version);
-                    row.max(state.gone[key].map(|gone| gone.version)).max(truncated)
+                    row.max(known(state.gone[key])).max(truncated)
                 }
-                Effect::Gone(key, Some(_)) => state.gone[key].map(|gone| gone.version),
+                Effect::Gone(key, Some(_)) => known(state.gone[key]),
                 Effect::Truncated(Some(_)) => truncated,
                 _ => None,
             };

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use antiphon_core::mesh::CommitTime;
 
+pub mod absent;
 pub mod agent;
 pub mod applier;
 pub mod careful;

@@ -29,10 +29,16 @@ pub enum Mutation {
     InsertWithoutLook,
     /// The careful way does not look for a tombstone again once a row is written.
     InsertOnce,
-    /// A delete that finds nothing does not wait for those who write into the table.
+    /// A delete that finds nothing counts at once.
     BuryAtOnce,
-    /// Those who look closer are not alone among the appliers.
-    CarefulInCompany,
+    /// It waits for those who write into the table, and is not known while it does.
+    BuryUnsaid,
+    /// It is known, and does not wait.
+    BuryWithoutWait,
+    /// It does not wait for other links.
+    WaitForClientsOnly,
+    /// A tombstone takes the place of a later one.
+    TombstoneGoesBack,
     /// A log is complete up to what the clock shows.
     CompleteByClock,
     /// A log is complete up to the very microsecond at which the clock was read.
@@ -49,8 +55,8 @@ pub enum Mutation {
     TruncateFirst,
     /// A truncation takes the place of a later one.
     TruncationGoesBack,
-    /// A truncation does not wait for those who write into the table.
-    TruncateInCompany,
+    /// A truncation counts at once.
+    TruncateAtOnce,
     /// A copy is made of a donor that has not applied what the newcomer's streams leave out.
     JoinUnlevelled,
     /// A copy's rows all have the time of the copy.
@@ -70,7 +76,7 @@ pub enum Mutation {
 }
 
 /// Every mutant.
-pub const MUTATIONS: [Mutation; 29] = [
+pub const MUTATIONS: [Mutation; 32] = [
     Mutation::NoTombstones,
     Mutation::UpdateMissingSkipped,
     Mutation::CollectEarly,
@@ -82,7 +88,10 @@ pub const MUTATIONS: [Mutation; 29] = [
     Mutation::InsertWithoutLook,
     Mutation::InsertOnce,
     Mutation::BuryAtOnce,
-    Mutation::CarefulInCompany,
+    Mutation::BuryUnsaid,
+    Mutation::BuryWithoutWait,
+    Mutation::WaitForClientsOnly,
+    Mutation::TombstoneGoesBack,
     Mutation::CompleteByClock,
     Mutation::CompleteInclusive,
     Mutation::ReachedTooEarly,
@@ -91,7 +100,7 @@ pub const MUTATIONS: [Mutation; 29] = [
     Mutation::ProgressApart,
     Mutation::TruncateFirst,
     Mutation::TruncationGoesBack,
-    Mutation::TruncateInCompany,
+    Mutation::TruncateAtOnce,
     Mutation::JoinUnlevelled,
     Mutation::JoinStampsNow,
     Mutation::JoinWithoutTombstones,

@@ -52,8 +52,6 @@ pub struct Node {
     pub writers: Vec<Writer>,
     /// Clients may begin.
     pub open: bool,
-    /// An applier that must be the only one, or wants to.
-    pub alone: Option<usize>,
     /// What is being announced.
     pub saying: Option<Saying>,
     /// Commits that wait for a standby end only then.
@@ -107,7 +105,6 @@ impl Mesh {
             slots,
             writers: (0..writers).map(|_| Writer::default()).collect(),
             open: false,
-            alone: None,
             saying: None,
             hang_until: 0,
             announced: (0, 0, 0),
@@ -130,7 +127,6 @@ impl Mesh {
         here.completeness = Completeness::default();
         here.announced = (0, 0, 0);
         here.transactions = 0;
-        here.alone = None;
         let boot = here.boot;
         self.note(|_| format!("n{} works", id(node)));
         self.look_who_takes_part(node);

@@ -50,7 +50,8 @@ pub struct Tx {
     /// What its log will say.
     pub steps: Vec<(Op, Knew)>,
     locks: Vec<Resource>,
-    in_table: bool,
+    /// It writes into the table.
+    pub in_table: bool,
     waits_for: Option<u64>,
     waiters: Vec<Actor>,
 }
@@ -190,11 +191,6 @@ impl Server {
         self.wanted = self.wanted.filter(|wanted| *wanted != xid);
         self.tx(xid).in_table = true;
         Lock::Taken
-    }
-
-    /// Lets others into the table again.
-    pub fn share_table(&mut self, xid: u64) {
-        self.table = self.table.filter(|holder| *holder != xid);
     }
 
     /// A row as this transaction sees it.

@@ -33,6 +33,11 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// Its transaction, which has not begun to commit.
+    pub fn idle_in(&self) -> Option<u64> {
+        self.tx.filter(|_| !self.committing)
+    }
+
     /// It has nothing open.
     pub fn is_idle(&self) -> bool {
         self.tx.is_none()
