@@ -9,6 +9,7 @@ pub mod apply;
 pub mod body;
 pub mod crdt;
 pub mod dsn;
+pub mod ledger;
 pub mod link;
 pub mod manage;
 pub mod members;

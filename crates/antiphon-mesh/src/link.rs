@@ -1,6 +1,7 @@
 //! A link: the changes of one other node, read from its log and applied here, for as long as both are there.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -138,9 +139,10 @@ struct Flow<'a> {
 async fn once(ends: &Ends, standing: &Standing) -> Result<std::convert::Infallible, LinkError> {
     let control = ends.local.control("antiphon mesh link").await?;
     standing.read_server_clock(&control).await?;
+    // The session first: when the tables' settings change, those that know the old ones are ended.
+    let session = Session::open(&ends.local, &ends.names.origin(ends.source.id)).await?;
     let (tables, identity, from, before) = look(ends, &control).await?;
     let progress = from.progress;
-    let session = Session::open(&ends.local, &ends.names.origin(ends.source.id)).await?;
     let members = members::read(&control).await?;
     let mut seen = seen_at_first(&members, ends.source.id);
     for (node, at) in before.iter() {
@@ -168,7 +170,7 @@ async fn once(ends: &Ends, standing: &Standing) -> Result<std::convert::Infallib
         options.push(("origin", "none"));
     }
     let stream = Replication::start(connection, &ends.names.slot(ends.own), progress, &options).await?;
-    let merger = Merger::new(ends.local.clone(), ends.names.clone());
+    let merger = Merger::new(ends.local.clone(), ends.names.clone(), standing.turn());
     let applier = Applier::new(session, identity, tables, Steps::new(protocol), merger, seen, from);
     let batch = Vec::with_capacity(BATCH_MAX);
     let mut flow = Flow {
@@ -240,7 +242,20 @@ impl Flow<'_> {
         let latest = own.map(|whole| whole.committed_at).max();
         self.wait_for_clock(latest.unwrap_or(CommitTime::UNKNOWN)).await?;
         let settled = self.standing.reached().of_all_but(&[self.ends.source.id]);
-        let applied = self.applier.apply(&mut self.batch, settled).await?;
+        let mut due = tokio::time::interval(CONFIRM_EVERY);
+        let applied = {
+            let mut applying = pin!(self.applier.apply(&mut self.batch, settled));
+            loop {
+                tokio::select! {
+                    applied = &mut applying => break applied?,
+                    // However long it takes, the source hears of us, and does not end the stream.
+                    _ = due.tick() => {
+                        let safe = self.standing.safe(self.ends.source.id);
+                        self.stream.confirm(safe, clock().0, false).await?;
+                    }
+                }
+            }
+        };
         self.batch.clear();
         self.received = self.received.max(end);
         let node = self.ends.source.id;

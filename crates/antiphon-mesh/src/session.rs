@@ -15,7 +15,9 @@ use crate::name::Literal;
 use crate::wire::{BINARY, Connection, Kind, Reader, ServerError, TEXT, WireError, Writer};
 
 /// What every session that applies is set to.
-pub(crate) const SETTINGS: [(&str, &str); 11] = [
+pub(crate) const SETTINGS: [(&str, &str); 12] = [
+    // Who waited for a lock sees what was committed meanwhile.
+    ("default_transaction_isolation", "read committed"),
     ("search_path", ""),
     ("session_replication_role", "replica"),
     ("DateStyle", "ISO"),

@@ -23,6 +23,15 @@ pub struct Shape {
     pub name: String,
     /// How its conflicts are decided, as the table of tables says.
     pub resolver: serde_json::Value,
+    /// Its columns whose changes are added up, in the order of the ledger's.
+    #[serde(default)]
+    pub deltas: Vec<String>,
+    /// The table in which they are, in the schema `antiphon`; none if there are no such columns.
+    #[serde(default)]
+    pub ledger: Option<String>,
+    /// It is such a ledger, of the table with this number.
+    #[serde(default)]
+    pub ledger_of: Option<i32>,
     /// Its columns that can be written: generated ones are not among them.
     pub columns: Vec<Column>,
     /// Its columns that this server computes: what others computed is passed over.

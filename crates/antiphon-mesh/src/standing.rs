@@ -1,7 +1,7 @@
 //! How a node's links stand: written by the links, read by whoever announces, shows or confirms it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use antiphon_core::Lsn;
@@ -68,6 +68,7 @@ pub struct Link {
 #[derive(Debug, Default)]
 pub struct Standing {
     inner: Mutex<Inner>,
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +103,12 @@ impl Standing {
 
     fn link<T>(&self, node: NodeId, act: impl FnOnce(&mut Link) -> T) -> T {
         act(self.inner().links.entry(node).or_default())
+    }
+
+    /// What one link at a time holds while it corrects counts.
+    #[must_use]
+    pub fn turn(&self) -> Arc<tokio::sync::Mutex<()>> {
+        self.turn.clone()
     }
 
     /// Every link.

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use antiphon_core::Lsn;
 use antiphon_core::mesh::resolve::Action;
 use antiphon_core::mesh::{Change, Local, Verdict, Version, resolve};
 
@@ -14,7 +15,7 @@ use super::merge::{Detour, Merge};
 use super::{Applied, Applier, ApplyError, PROGRESS, Prepared, Target, progress_params};
 use crate::row::{Op, Text, to_json};
 use crate::session::Param;
-use crate::shape::LOOK_FOR_TRUNCATION;
+use crate::shape::{LOOK_FOR_TRUNCATION, Shape};
 use crate::wire::WireError;
 
 /// How often a transaction is tried when others are in the way.
@@ -62,20 +63,14 @@ impl Applier {
     /// Makes a detour, after which the transaction begins anew.
     pub(super) async fn take(&mut self, detour: Detour, version: Version) -> Result<(), ApplyError> {
         self.session.ask("ROLLBACK", &[]).await?;
-        match detour {
-            Detour::Merge(merge) => {
-                self.merge(&merge).await?;
-                self.merged.insert((merge.target.mapping.relation.id, merge.op));
-            }
-            Detour::Bury => self.make_known(version).await?,
-        }
-        Ok(())
+        self.make(detour, version).await
     }
 
     /// The transaction at hand is through.
     pub(super) fn forget_detours(&mut self) {
         self.merged.clear();
         self.absent.clear();
+        self.turn = None;
     }
 
     /// A detour, if more than so many deletes have to be known first.
@@ -114,7 +109,8 @@ impl Applier {
                 conflicts.push(kind);
             }
         }
-        self.detour_if_due(DUE_MAX)
+        self.detour_if_due(DUE_MAX)?;
+        self.settle(ops).await
     }
 
     /// Decides one row; gives the kind of the conflict if there was one.
@@ -157,7 +153,10 @@ impl Applier {
             }
             let done = self.carry_out(transaction, target, op, &found, verdict).await;
             if done.map_err(|error| refused(error, target, op, transaction))? {
-                if let Some(kind) = verdict.conflict {
+                // An entry of a ledger has one writer, who agrees with himself.
+                if let Some(kind) = verdict.conflict
+                    && target.mapping.shape.ledger_of.is_none()
+                {
                     self.record(transaction, target, op, &found, verdict).await?;
                     return Ok(Some(kind.name()));
                 }
@@ -309,11 +308,17 @@ pub(super) fn key_text_of(target: &Target, key: &[Text]) -> String {
 }
 
 fn refused(error: ApplyError, target: &Target, op: &Op, transaction: &Prepared) -> ApplyError {
+    let shape = &target.mapping.shape;
+    refused_row(error, shape, &op.key(shape), transaction.end)
+}
+
+/// The same error, saying of which row it is if the server refused something.
+pub(super) fn refused_row(error: ApplyError, shape: &Shape, key: &[Text], end: Lsn) -> ApplyError {
     match error {
         ApplyError::Wire(WireError::Server(error)) => ApplyError::Refused {
-            table: target.mapping.shape.table().to_string(),
-            key: key_text(target, op),
-            end: transaction.end,
+            table: shape.table().to_string(),
+            key: to_json(shape, shape.key.iter().copied(), key).to_string(),
+            end,
             error,
         },
         other => other,

@@ -16,7 +16,8 @@ impl Applier {
     /// Puts these changes behind what is to be sent. Their writers had seen everybody up to `seen`.
     pub(super) fn put_changes(&mut self, ops: &[(Arc<Target>, Op)], seen: i64) -> Result<(), WireError> {
         if ops.len() < MANY {
-            return ops.iter().try_for_each(|(target, op)| self.put_one(target, op, seen));
+            ops.iter().try_for_each(|(target, op)| self.put_one(target, op, seen))?;
+            return self.put_counts(ops);
         }
         // What merges keeps what every single change brings, and a row that was deleted in between begins anew.
         let (merging, plain): (Vec<_>, Vec<_>) =
@@ -53,7 +54,7 @@ impl Applier {
             self.put_deletes(target, &dead, seen)?;
             self.put_inserts(target, &inserted.collect::<Vec<_>>(), seen)?;
         }
-        Ok(())
+        self.put_counts(ops)
     }
 
     fn put_one(&mut self, target: &Target, op: &Op, seen: i64) -> Result<(), WireError> {

@@ -65,9 +65,7 @@ pub enum ApplyError {
     #[error("something has to be done first, in a transaction of its own")]
     Detour(Box<Detour>),
     /// Others write the same rows all the time.
-    #[error(
-        "gave up on a row of {table}, key {key}, which others insert and delete all the time: it is tried again"
-    )]
+    #[error("gave up on a row of {table}, key {key}, which others write all the time: it is tried again")]
     Restless {
         /// The table.
         table: String,

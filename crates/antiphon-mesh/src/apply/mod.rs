@@ -9,6 +9,7 @@ mod absent;
 mod aside;
 mod careful;
 mod chunk;
+mod count;
 mod error;
 mod fast;
 mod large;
@@ -25,6 +26,7 @@ use bytes::Bytes;
 use self::absent::Absent;
 pub use self::error::ApplyError;
 pub use self::merge::Merger;
+use self::merge::Turn;
 use self::target::Target;
 use crate::announcement::{Announcement, PREFIX};
 use crate::name::TableName;
@@ -85,6 +87,8 @@ pub struct Applier {
     merged: HashSet<(u32, Op)>,
     /// Which of its deletes find no row.
     absent: Absent,
+    /// This link's turn to correct what is counted, until the transaction at hand is through.
+    turn: Option<Turn>,
     /// What the source had applied of everybody when it wrote what comes now.
     seen: Arc<Reached>,
     /// No change of a third node that is older than this can arrive any more.
@@ -132,6 +136,7 @@ impl Applier {
             merger,
             merged: HashSet::new(),
             absent: Absent::default(),
+            turn: None,
             seen: Arc::new(seen),
             settled: CommitTime::UNKNOWN,
             progress: from.progress,

@@ -21,7 +21,19 @@ pub(super) struct Target {
     pub(super) many: Statements,
     /// Looks whether many rows that were inserted had been deleted.
     pub(super) alive_many: Statement,
+    /// What makes counts right, if the table's or those of the table whose ledger it is.
+    pub(super) counting: Option<Counting>,
     pub(super) resolver: Resolver,
+}
+
+/// The statements that make the counts of a row what the ledger says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counting {
+    /// The number of the table with the rows.
+    pub(super) table: i32,
+    pub(super) lock: Statement,
+    pub(super) correct: Statement,
+    pub(super) check: Statement,
 }
 
 /// The statements of the fast way, for one row or for many.
@@ -45,7 +57,17 @@ impl Applier {
         let mapping = Mapping::new(relation.clone(), shape);
         let mapping = mapping.map_err(|misfit| ApplyError::Misfit { end: self.at, misfit })?;
         let shape = &mapping.shape;
+        let counted = self.counted(shape).cloned();
         let session = &mut self.session;
+        let counting = match counted {
+            Some(rows) => Some(Counting {
+                table: rows.id,
+                lock: session.prepare(&rows.look_at_counts()).await?,
+                correct: session.prepare(&rows.correct_own_counts()).await?,
+                check: session.prepare(&rows.check_counts()).await?,
+            }),
+            None => None,
+        };
         let target = Arc::new(Target {
             update_order: shape.settable().into_iter().chain(shape.key.iter().copied()).collect(),
             one: Statements {
@@ -59,6 +81,7 @@ impl Applier {
                 delete: session.prepare(&shape.delete_many()).await?,
             },
             alive_many: session.prepare(&shape.alive_many()).await?,
+            counting,
             resolver: resolver_of(shape),
             mapping,
         });

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use antiphon_core::mesh::NodeId;
 use tokio_postgres::Client;
 
 use super::{SetupError, check, install};
@@ -45,23 +46,7 @@ pub async fn add_table(addition: &Addition) -> Result<(), SetupError> {
     let client = addition.connect.control("antiphon mesh add-table").await?;
     client.batch_execute("SET search_path = ''").await?;
     let own = node::own(&client).await?;
-    let mut nodes: Vec<(String, Client)> = Vec::new();
-    for member in members::read(&client).await?.into_iter().filter(members::Member::takes_part) {
-        let dsn = match addition.peers.get(&member.name) {
-            _ if member.id == own.id => addition.connect.clone(),
-            Some(dsn) => dsn.clone(),
-            None => Dsn::parse(&member.connect, &addition.env)
-                .map_err(|error| SetupError::Refused(format!("node {}: {error}", member.name)))?,
-        };
-        let client = dsn.control("antiphon mesh add-table").await.map_err(|error| {
-            SetupError::Refused(format!(
-                "node {} cannot be reached, and every node must have the table: {error}",
-                member.name
-            ))
-        })?;
-        client.batch_execute("SET search_path = ''; SET lock_timeout = '10s'").await?;
-        nodes.push((member.name, client));
-    }
+    let nodes = everybody(&client, own.id, &addition.connect, &addition.peers, &addition.env).await?;
     let mut findings = Vec::new();
     for (name, client) in &nodes {
         for mut finding in check(client, std::slice::from_ref(&addition.table)).await? {
@@ -79,6 +64,34 @@ pub async fn add_table(addition: &Addition) -> Result<(), SetupError> {
         publish(client, name, &addition.table, &own.names.publication()).await?;
     }
     Ok(())
+}
+
+/// Connects to all nodes that take part; this one, whose database `client` is of, among them.
+pub(super) async fn everybody(
+    client: &Client,
+    own: NodeId,
+    connect: &Dsn,
+    peers: &BTreeMap<String, Dsn>,
+    env: &BTreeMap<String, String>,
+) -> Result<Vec<(String, Client)>, SetupError> {
+    let mut nodes = Vec::new();
+    for member in members::read(client).await?.into_iter().filter(members::Member::takes_part) {
+        let dsn = match peers.get(&member.name) {
+            _ if member.id == own => connect.clone(),
+            Some(dsn) => dsn.clone(),
+            None => Dsn::parse(&member.connect, env)
+                .map_err(|error| SetupError::Refused(format!("node {}: {error}", member.name)))?,
+        };
+        let client = dsn.control("antiphon mesh set-up").await.map_err(|error| {
+            SetupError::Refused(format!(
+                "node {} cannot be reached, and every node must agree about its tables: {error}",
+                member.name
+            ))
+        })?;
+        client.batch_execute("SET search_path = ''; SET lock_timeout = '10s'").await?;
+        nodes.push((member.name, client));
+    }
+    Ok(nodes)
 }
 
 async fn publish(

@@ -37,8 +37,7 @@ pub(super) async fn origins(
 pub(super) async fn table(client: &Client, table: &TableName) -> Result<(), SetupError> {
     let insert = "INSERT INTO antiphon.tables (rel) VALUES ($1::text::regclass) ON CONFLICT (rel) DO NOTHING";
     client.execute(insert, &[&table.to_string()]).await?;
-    let shape = shapes(client).await?.into_iter().find(|shape| shape.table() == *table);
-    let shape = shape.ok_or_else(|| SetupError::Refused(format!("table {table} has no primary key")))?;
+    let shape = shape(client, table).await?;
     client.batch_execute(&statements(&shape)).await?;
     // Large values that an update leaves alone are in the log only with the whole old row.
     let toastable = "SELECT c.relreplident <> 'f' AND EXISTS (SELECT FROM pg_catalog.pg_attribute a \
@@ -48,6 +47,14 @@ pub(super) async fn table(client: &Client, table: &TableName) -> Result<(), Setu
         client.batch_execute(&format!("ALTER TABLE {table} REPLICA IDENTITY FULL")).await?;
     }
     Ok(())
+}
+
+/// A table that takes part here.
+pub(super) async fn shape(client: &Client, table: &TableName) -> Result<Shape, SetupError> {
+    let shape = shapes(client).await?.into_iter().find(|shape| shape.table() == *table);
+    shape.ok_or_else(|| {
+        SetupError::Refused(format!("table {table} takes no part here, or has no primary key"))
+    })
 }
 
 /// The tables that take part here.

@@ -13,12 +13,13 @@ use tokio_postgres::Client;
 
 use super::copy::{Copy, Horizon};
 use super::create::{check_name, take_in};
-use super::{SetupError, check, install};
+use super::{SetupError, check, install, settings};
 use crate::dsn::Dsn;
 use crate::manage::id as id_of;
 use crate::members::{self, Member, Names};
 use crate::name::TableName;
 use crate::node::{self, NodeError};
+use crate::shape::Shape;
 use crate::wire::replication::Snapshot;
 use crate::wire::{Connection, Kind};
 
@@ -99,7 +100,9 @@ pub async fn join(joining: &Joining, mut tell: impl FnMut(Progress)) -> Result<N
     })?;
     let names = own.names.clone();
     let shapes = install::shapes(&donor).await?;
-    let tables: Vec<TableName> = shapes.iter().map(crate::shape::Shape::table).collect();
+    // Ledgers are made here.
+    let tables = shapes.iter().filter(|shape| shape.ledger_of.is_none());
+    let tables: Vec<TableName> = tables.map(Shape::table).collect();
     let mut findings = check(&target, &tables).await?;
     for table in &tables {
         findings.extend(not_empty(&target, table).await?);
@@ -109,7 +112,7 @@ pub async fn join(joining: &Joining, mut tell: impl FnMut(Progress)) -> Result<N
     }
     let others = reach(joining, &donor).await?;
     let id = enrol(joining, &others).await?;
-    prepare(joining, &target, &names, id, &others, &tables).await?;
+    prepare(joining, &target, &names, id, &others, &shapes).await?;
     for other in &others {
         // After the publication: a slot reads it as it was where the slot began.
         admit(other, joining, id).await?;
@@ -239,7 +242,7 @@ async fn prepare(
     names: &Names,
     id: NodeId,
     others: &[Other],
-    tables: &[TableName],
+    shapes: &[Shape],
 ) -> Result<(), SetupError> {
     target.batch_execute("BEGIN").await?;
     install::schema(target).await?;
@@ -259,8 +262,12 @@ async fn prepare(
         target.execute(progress, &[&id_of(member.id)]).await?;
     }
     install::origins(target, names, id, true).await?;
-    take_in(target, names, tables).await?;
+    let tables = shapes.iter().filter(|shape| shape.ledger_of.is_none());
+    take_in(target, names, &tables.map(Shape::table).collect::<Vec<_>>()).await?;
     target.batch_execute("COMMIT").await?;
+    for shape in shapes.iter().filter(|shape| shape.ledger.is_some()) {
+        settings::count_from_the_first(target, names, shape).await?;
+    }
     tracing::info!(node = joining.node, %id, "prepared");
     Ok(())
 }

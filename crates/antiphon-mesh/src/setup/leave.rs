@@ -105,9 +105,13 @@ async fn dismantle(client: &Client, names: &Names) -> Result<(), SetupError> {
         }
     }
     let mut statements = format!("DROP PUBLICATION IF EXISTS {};", Quoted(&names.publication()));
-    for row in client.query("SELECT id FROM antiphon.tables", &[]).await? {
-        let table: i32 = row.get(0);
-        for function in ["bury", "move", "empty", "alive"] {
+    let tables = "SELECT id, CASE WHEN ledger_of IS NOT NULL THEN rel::text END FROM antiphon.tables";
+    for row in client.query(tables, &[]).await? {
+        let (table, ledger): (i32, Option<String>) = (row.get(0), row.get(1));
+        if let Some(ledger) = ledger {
+            statements += &format!("DROP TABLE IF EXISTS {ledger} CASCADE;");
+        }
+        for function in ["bury", "move", "empty", "alive", "count"] {
             statements += &format!("DROP FUNCTION IF EXISTS antiphon.{function}_{table} CASCADE;");
         }
         statements += &format!("DROP TABLE IF EXISTS antiphon.gone_{table};");

@@ -7,6 +7,7 @@ mod install;
 mod join;
 mod leave;
 mod preflight;
+mod settings;
 
 use thiserror::Error;
 
@@ -18,6 +19,7 @@ pub use create::{Creation, create};
 pub use join::{Joining, Progress, join};
 pub use leave::{Leaving, leave};
 pub use preflight::{Finding, check};
+pub use settings::{Settings, set_table};
 
 /// Why a set-up was not done.
 #[derive(Debug, Error)]

@@ -32,7 +32,7 @@ impl fmt::Display for Finding {
     }
 }
 
-fn finding(what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+pub(super) fn finding(what: impl Into<String>, remedy: impl Into<String>) -> Finding {
     Finding { what: what.into(), remedy: remedy.into() }
 }
 

@@ -4,6 +4,11 @@ SELECT pg_catalog.json_build_object(
     'schema', n.nspname,
     'name', r.relname,
     'resolver', m.resolver,
+    'deltas', coalesce(pg_catalog.to_jsonb(m) -> 'deltas', '[]'),
+    'ledger', (
+        SELECT c.relname FROM antiphon.tables l JOIN pg_catalog.pg_class c ON c.oid = l.rel
+        WHERE (pg_catalog.to_jsonb(l) ->> 'ledger_of')::integer = m.id),
+    'ledger_of', pg_catalog.to_jsonb(m) -> 'ledger_of',
     'columns', (
         SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
             'name', a.attname,

@@ -27,6 +27,9 @@ CREATE TABLE IF NOT EXISTS antiphon.tables (
     rel regclass NOT NULL UNIQUE,
     resolver jsonb NOT NULL DEFAULT '"last_update_wins"'
 );
+-- Columns whose changes are added up, and, of the table in which that is done, the one for which.
+ALTER TABLE antiphon.tables ADD COLUMN IF NOT EXISTS deltas text[] NOT NULL DEFAULT '{}';
+ALTER TABLE antiphon.tables ADD COLUMN IF NOT EXISTS ledger_of integer;
 
 -- Which tables were truncated: a tombstone for all their rows.
 CREATE TABLE IF NOT EXISTS antiphon.truncations (id integer PRIMARY KEY);

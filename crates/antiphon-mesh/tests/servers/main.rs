@@ -4,6 +4,7 @@
 mod absent;
 mod apply;
 mod crdt;
+mod delta;
 mod merge;
 mod mesh;
 mod rights;

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use antiphon_mesh::dsn::Dsn;
+use antiphon_mesh::name::TableName;
 use antiphon_mesh::node::{self, Config};
-use antiphon_mesh::setup::{Creation, Joining, Leaving, SetupError, create, join, leave};
+use antiphon_mesh::setup::{
+    Creation, Joining, Leaving, Settings, SetupError, create, join, leave, set_table,
+};
 use antiphon_mesh::standing::Standing;
 use tokio::sync::watch;
 
@@ -30,7 +33,7 @@ async fn server(release: u32) -> Server {
     server
         .sql(
             "CREATE ROLE owner; CREATE ROLE plain LOGIN; \
-              CREATE TABLE item (id int PRIMARY KEY, name text); ALTER TABLE item OWNER TO owner",
+              CREATE TABLE item (id int PRIMARY KEY, name text, n int NOT NULL DEFAULT 0); ALTER TABLE item OWNER TO owner",
         )
         .await;
     server
@@ -93,6 +96,20 @@ async fn a_plain_role_with_these_rights_can_do_everything() {
         wait_for_name(&servers[0], 1, "changed").await;
         servers[0].sql("DELETE FROM item WHERE id = 2").await;
         wait_for_name(&servers[1], 2, "none").await;
+        let settings = Settings {
+            connect: plain(&servers[0]),
+            table: TableName::new("public", "item"),
+            deltas: vec!["n".into()],
+            peers: BTreeMap::new(),
+            env: BTreeMap::new(),
+        };
+        set_table(&settings).await.expect("it is set");
+        for server in &servers {
+            server.sql("UPDATE item SET n = n + 1, name = (n + 1)::text").await;
+        }
+        for server in &servers {
+            server.wait_for("SELECT n = 2 FROM item").await;
+        }
         work.iter().for_each(tokio::task::JoinHandle::abort);
         let leaving =
             Leaving { connect: plain(&servers[1]), node: None, peers: BTreeMap::new(), env: BTreeMap::new() };

@@ -33,6 +33,8 @@ enum Verb {
     Join(setup::JoinArgs),
     /// Let one more table take part, which is on every node, the same and empty
     AddTable(setup::AddTableArgs),
+    /// Set for a table, on every node, how what several nodes write at the same time is put together
+    SetTable(setup::SetTableArgs),
     /// Make the data types whose values merge, so that tables can have them before their database joins
     Types(setup::TypesArgs),
     /// Take this node out, or another one that is gone
@@ -68,6 +70,7 @@ pub(super) async fn mesh(args: MeshArgs) -> Result<(), Failure> {
         Verb::Create(args) => setup::create(args).await,
         Verb::Join(args) => setup::join(args).await,
         Verb::AddTable(args) => setup::add_table(args).await,
+        Verb::SetTable(args) => setup::set_table(args).await,
         Verb::Types(args) => setup::types(args).await,
         Verb::Leave(args) => setup::leave(args).await,
         Verb::Status(args) => show::status(&args).await,

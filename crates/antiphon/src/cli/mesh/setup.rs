@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use antiphon_mesh::dsn::Dsn;
 use antiphon_mesh::name::TableName;
-use antiphon_mesh::setup::{self, Addition, Creation, Joining, Leaving, Progress};
+use antiphon_mesh::setup::{self, Addition, Creation, Joining, Leaving, Progress, Settings};
 use clap::Args;
 
 use super::{FileArgs, Own, not_set_up, refused, unreachable};
@@ -42,6 +42,19 @@ pub(super) struct AddTableArgs {
     /// The table, as SCHEMA.TABLE
     #[arg(long, value_name = "TABLE")]
     table: String,
+}
+
+/// `mesh set-table`.
+#[derive(Debug, Args)]
+pub(super) struct SetTableArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// The table, as SCHEMA.TABLE
+    #[arg(long, value_name = "TABLE")]
+    table: String,
+    /// A column whose changes on all nodes are added up from now on; may be given more than once
+    #[arg(long, value_name = "COLUMN", required = true)]
+    delta: Vec<String>,
 }
 
 /// `mesh types`.
@@ -177,16 +190,41 @@ impl Bar {
 
 pub(super) async fn add_table(args: AddTableArgs) -> Result<(), Failure> {
     let own = args.file.read()?;
-    let (schema, name) = args.table.split_once('.').unwrap_or(("public", &args.table));
     let addition = Addition {
         connect: own.file.connect.clone(),
-        table: TableName::new(schema, name),
+        table: table_name(&args.table),
         peers: own.file.peers.clone(),
         env: own.env.clone(),
     };
     setup::add_table(&addition).await.map_err(|error| not_set_up(&own, error))?;
     println!("{} takes part on every node", addition.table);
     Ok(())
+}
+
+fn table_name(text: &str) -> TableName {
+    let (schema, name) = text.split_once('.').unwrap_or(("public", text));
+    TableName::new(schema, name)
+}
+
+pub(super) async fn set_table(args: SetTableArgs) -> Result<(), Failure> {
+    let own = args.file.read()?;
+    let settings = Settings {
+        connect: own.file.connect.clone(),
+        table: table_name(&args.table),
+        deltas: args.delta,
+        peers: own.file.peers.clone(),
+        env: own.env.clone(),
+    };
+    let late = setup::set_table(&settings).await.map_err(|error| not_set_up(&own, error))?;
+    println!("changes of {} of {} add up on every node", settings.deltas.join(", "), settings.table);
+    if late.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Refused(format!(
+        "but not all rows that were there have arrived on {}: let nobody count there until `antiphon mesh wait` there is \
+         through",
+        late.join(", ")
+    )))
 }
 
 pub(super) async fn types(args: TypesArgs) -> Result<(), Failure> {
