@@ -2,12 +2,13 @@
 //!
 //! All of it is in the node's database, so any client of that could do the same.
 
-use antiphon_core::mesh::NodeId;
+use antiphon_core::mesh::{NodeId, Rules};
 use serde_json::Value as Json;
 use tokio_postgres::Client;
 
 use crate::members;
 use crate::node::NodeError;
+use crate::shape::{CATALOGUE, Shape};
 
 /// How one other node looks from here.
 #[derive(Clone, Debug)]
@@ -61,6 +62,46 @@ pub async fn standing(client: &Client) -> Result<Vec<Standing>, NodeError> {
         }
     };
     Ok(client.query(rows, &[]).await?.iter().map(read).collect())
+}
+
+/// A table that takes part.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// Its name.
+    pub name: String,
+    /// By what its conflicts are decided, as it is stored.
+    pub resolver: String,
+    /// Columns whose changes add up.
+    pub deltas: Vec<String>,
+    /// Columns whose values merge.
+    pub merging: Vec<String>,
+    /// What can go wrong with its resolver.
+    pub doubts: Vec<&'static str>,
+}
+
+/// The tables that take part here, with what is set for them.
+///
+/// # Errors
+/// If the node's database fails.
+pub async fn tables(client: &Client) -> Result<Vec<Table>, NodeError> {
+    let mut tables = Vec::new();
+    for row in client.query(CATALOGUE, &[]).await? {
+        let shape: Shape = serde_json::from_str(row.get(0)).map_err(|error| {
+            NodeError::NotSetUp(format!("a table cannot be read from the catalogue ({error})"))
+        })?;
+        if shape.ledger_of.is_some() {
+            continue;
+        }
+        let names = |at: Vec<usize>| at.into_iter().map(|at| shape.columns[at].name.clone()).collect();
+        tables.push(Table {
+            name: shape.table().to_string(),
+            resolver: shape.resolver.as_str().map_or_else(|| shape.resolver.to_string(), ToOwned::to_owned),
+            merging: names(shape.merging()),
+            doubts: Rules::from_json(&shape.resolver).map(|rules| rules.doubts()).unwrap_or_default(),
+            deltas: shape.deltas,
+        });
+    }
+    Ok(tables)
 }
 
 /// A conflict of the history.

@@ -7,12 +7,14 @@ pub mod agreement;
 pub mod conflict;
 pub mod joining;
 pub mod resolve;
+pub mod rules;
 pub mod truncation;
 pub mod version;
 pub mod watermark;
 
 pub use agreement::{Choice, Content, Judgement, Sight, Sights};
 pub use conflict::Conflict;
-pub use resolve::{Change, Local, Resolver, Verdict, resolve};
+pub use resolve::{Change, Local, Verdict, resolve};
+pub use rules::{Resolver, Rules};
 pub use version::{CommitTime, NodeId, Version};
 pub use watermark::{Completeness, Reached};

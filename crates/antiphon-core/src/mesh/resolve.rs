@@ -1,12 +1,11 @@
 //! What becomes of a change from elsewhere that meets what is here. Pure, total, and the same on every node.
 //!
-//! With [`Resolver::LastUpdateWins`] the answer is the greater version, whatever else is known, so that any order of
+//! With [`Resolver::LastUpdateWins`] for all kinds the answer is the greater version, whatever else is known, so that any order of
 //! delivery ends in the same rows. Whether it was a conflict is a second question, asked for the record and for
 //! the other resolvers: it was one if the change's writer had not seen what stands here.
 
-use std::collections::BTreeMap;
-
 use super::conflict::Conflict;
+use super::rules::{Resolver, Rules};
 use super::version::{CommitTime, NodeId, Version};
 use super::watermark::Reached;
 
@@ -30,47 +29,6 @@ pub enum Local {
     Gone(Version),
     /// Neither.
     Absent,
-}
-
-/// What decides a conflict.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Resolver {
-    /// The later write, anywhere. The only one that converges with any number of nodes and any order.
-    #[default]
-    LastUpdateWins,
-    /// The earlier of the two that conflict.
-    FirstUpdateWins,
-    /// The node with the greater priority; at the same priority the later write.
-    OriginPriority(BTreeMap<NodeId, i32>),
-    /// What is here. Nodes stay different until somebody repairs them.
-    KeepLocal,
-    /// What arrives. Nodes stay different until somebody repairs them.
-    ApplyRemote,
-    /// Nothing: replication of the table stops until somebody has decided.
-    Error,
-}
-
-impl Resolver {
-    /// Whether any number of nodes end with the same rows by this rule alone.
-    #[must_use]
-    pub fn converges(&self) -> bool {
-        *self == Self::LastUpdateWins
-    }
-
-    /// Whether the change is to stand; none if nobody may decide it.
-    fn change_wins(&self, incoming: Version, local: Version) -> Option<bool> {
-        match self {
-            Self::LastUpdateWins => Some(incoming >= local),
-            Self::FirstUpdateWins => Some(incoming <= local),
-            Self::OriginPriority(priorities) => {
-                let rank = |version: Version| (priorities.get(&version.node).copied().unwrap_or(0), version);
-                Some(rank(incoming) >= rank(local))
-            }
-            Self::KeepLocal => Some(false),
-            Self::ApplyRemote => Some(true),
-            Self::Error => None,
-        }
-    }
 }
 
 /// What to do.
@@ -118,26 +76,20 @@ pub fn needs_no_look(row: Version, writer: NodeId, limit: CommitTime) -> bool {
 /// Decides a change of version `incoming`, whose writer had seen the commits of other nodes as far as `seen` says,
 /// against what is here.
 #[must_use]
-pub fn resolve(
-    change: Change,
-    incoming: Version,
-    seen: &Reached,
-    local: Local,
-    resolver: &Resolver,
-) -> Verdict {
+pub fn resolve(change: Change, incoming: Version, seen: &Reached, local: Local, rules: &Rules) -> Verdict {
     let unseen = |version: Version| !had_seen(incoming.node, seen, version);
     match (change, local) {
         (Change::Insert, Local::Row(here)) if unseen(here) => {
-            decide(incoming, here, Conflict::InsertExists, resolver)
+            decide(incoming, here, Conflict::InsertExists, rules)
         }
         (Change::Update, Local::Row(here)) if unseen(here) => {
-            decide(incoming, here, Conflict::UpdateOriginDiffers, resolver)
+            decide(incoming, here, Conflict::UpdateOriginDiffers, rules)
         }
         (Change::Delete, Local::Row(here)) if unseen(here) => {
-            decide(incoming, here, Conflict::DeleteOriginDiffers, resolver)
+            decide(incoming, here, Conflict::DeleteOriginDiffers, rules)
         }
         (Change::Update, Local::Gone(here)) if unseen(here) => {
-            decide(incoming, here, Conflict::UpdateDeleted, resolver)
+            decide(incoming, here, Conflict::UpdateDeleted, rules)
         }
         // Its writer knew this row, so this is its successor. A clock that was set back changes nothing of that,
         // as long as it is the same node's: the order of its log is the order of its writes. And whoever inserts anew
@@ -149,15 +101,15 @@ pub fn resolve(
         // Whoever deletes what is deleted agrees.
         (Change::Delete, Local::Gone(here)) => {
             let action = if replaces(incoming, here) { Action::Bury } else { Action::Keep };
-            Verdict { action, conflict: unseen(here).then_some(Conflict::DeleteMissing) }
+            if unseen(here) {
+                missing(action, Conflict::DeleteMissing, rules)
+            } else {
+                Verdict { action, conflict: None }
+            }
         }
         (Change::Insert, Local::Absent) => plain(true),
-        (Change::Update, Local::Absent) => {
-            Verdict { action: Action::Apply, conflict: Some(Conflict::UpdateMissing) }
-        }
-        (Change::Delete, Local::Absent) => {
-            Verdict { action: Action::Bury, conflict: Some(Conflict::DeleteMissing) }
-        }
+        (Change::Update, Local::Absent) => missing(Action::Apply, Conflict::UpdateMissing, rules),
+        (Change::Delete, Local::Absent) => missing(Action::Bury, Conflict::DeleteMissing, rules),
     }
 }
 
@@ -165,11 +117,22 @@ fn plain(applies: bool) -> Verdict {
     Verdict { action: if applies { Action::Apply } else { Action::Keep }, conflict: None }
 }
 
-fn decide(incoming: Version, local: Version, conflict: Conflict, resolver: &Resolver) -> Verdict {
-    let action = match resolver.change_wins(incoming, local) {
+fn decide(incoming: Version, local: Version, conflict: Conflict, rules: &Rules) -> Verdict {
+    let action = match rules.of(conflict).change_wins(incoming, local) {
         Some(true) => Action::Apply,
         Some(false) => Action::Keep,
         None => Action::Stop,
+    };
+    Verdict { action, conflict: Some(conflict) }
+}
+
+/// There is no row, so nobody's write is in the way, and only what is set for this very kind has a say: the row is often
+/// just late. A delete of what is not here is remembered all the same.
+fn missing(action: Action, conflict: Conflict, rules: &Rules) -> Verdict {
+    let action = match (rules.for_just(conflict), action) {
+        (Some(Resolver::Error), _) => Action::Stop,
+        (Some(Resolver::KeepLocal), Action::Apply) => Action::Keep,
+        (_, action) => action,
     };
     Verdict { action, conflict: Some(conflict) }
 }

@@ -128,7 +128,7 @@ impl Applier {
                 Op::Delete { .. } | Op::Truncate => Change::Delete,
             };
             let mut verdict =
-                resolve(change, transaction.version, &transaction.seen, found.local, &target.resolver);
+                resolve(change, transaction.version, &transaction.seen, found.local, &target.rules);
             if let (Op::Update { old: Some(old), .. } | Op::Delete { old: Some(old), .. }, Some(row)) =
                 (op, &found.row)
                 && verdict.action == Action::Apply

@@ -1,6 +1,7 @@
 //! Why a transaction could not be applied.
 
 use antiphon_core::Lsn;
+use antiphon_core::mesh::rules::NoRules;
 use thiserror::Error;
 
 use super::merge::Detour;
@@ -54,6 +55,15 @@ pub enum ApplyError {
         table: String,
         /// The row's key.
         key: String,
+    },
+    /// What decides its conflicts is set to nothing that is known.
+    #[error("how conflicts of {table} are decided: {error}; run `antiphon mesh set-table --resolver`")]
+    NoRules {
+        /// The table.
+        table: String,
+        /// What is set.
+        #[source]
+        error: NoRules,
     },
     /// The log makes no sense.
     #[error("the stream of the other node makes no sense: {0}")]

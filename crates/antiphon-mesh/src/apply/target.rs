@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use antiphon_core::mesh::Resolver;
+use antiphon_core::mesh::Rules;
 
 use super::{Applier, ApplyError};
 use crate::name::TableName;
 use crate::pgoutput::Relation;
 use crate::row::Mapping;
 use crate::session::Statement;
-use crate::shape::Shape;
 
 /// Where changes of a table go.
 #[derive(Debug)]
@@ -23,7 +22,7 @@ pub(super) struct Target {
     pub(super) alive_many: Statement,
     /// What makes counts right, if the table's or those of the table whose ledger it is.
     pub(super) counting: Option<Counting>,
-    pub(super) resolver: Resolver,
+    pub(super) rules: Rules,
 }
 
 /// The statements that make the counts of a row what the ledger says.
@@ -57,6 +56,8 @@ impl Applier {
         let mapping = Mapping::new(relation.clone(), shape);
         let mapping = mapping.map_err(|misfit| ApplyError::Misfit { end: self.at, misfit })?;
         let shape = &mapping.shape;
+        let rules = Rules::from_json(&shape.resolver)
+            .map_err(|error| ApplyError::NoRules { table: shape.table().to_string(), error })?;
         let counted = self.counted(shape).cloned();
         let session = &mut self.session;
         let counting = match counted {
@@ -82,21 +83,10 @@ impl Applier {
             },
             alive_many: session.prepare(&shape.alive_many()).await?,
             counting,
-            resolver: resolver_of(shape),
+            rules,
             mapping,
         });
         self.targets.insert(relation.id, target.clone());
         Ok(target)
-    }
-}
-
-/// The resolver that a table's entry asks for.
-fn resolver_of(shape: &Shape) -> Resolver {
-    match shape.resolver.as_str() {
-        Some("first_update_wins") => Resolver::FirstUpdateWins,
-        Some("keep_local") => Resolver::KeepLocal,
-        Some("apply_remote") => Resolver::ApplyRemote,
-        Some("error") => Resolver::Error,
-        _ => Resolver::LastUpdateWins,
     }
 }

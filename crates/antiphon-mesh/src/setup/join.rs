@@ -265,8 +265,8 @@ async fn prepare(
     let tables = shapes.iter().filter(|shape| shape.ledger_of.is_none());
     take_in(target, names, &tables.map(Shape::table).collect::<Vec<_>>()).await?;
     target.batch_execute("COMMIT").await?;
-    for shape in shapes.iter().filter(|shape| shape.ledger.is_some()) {
-        settings::count_from_the_first(target, names, shape).await?;
+    for shape in shapes.iter().filter(|shape| shape.ledger_of.is_none()) {
+        settings::set_from_the_first(target, names, shape).await?;
     }
     tracing::info!(node = joining.node, %id, "prepared");
     Ok(())

@@ -19,7 +19,7 @@ pub use create::{Creation, create};
 pub use join::{Joining, Progress, join};
 pub use leave::{Leaving, leave};
 pub use preflight::{Finding, check};
-pub use settings::{Settings, set_table};
+pub use settings::{Set, Settings, set_table};
 
 /// Why a set-up was not done.
 #[derive(Debug, Error)]

@@ -1,11 +1,14 @@
-//! What is set for a table, on every node alike: columns whose changes are added up.
+//! What is set for a table, on every node alike: by what its conflicts are decided, and columns whose changes are added
+//! up.
 //!
-//! First everybody has the ledger, then everybody publishes it, then everybody enters what is counted, and last the
+//! For those, first everybody has the ledger, then everybody publishes it, then everybody enters what is counted, and last the
 //! rows that are there already are entered by one node, from where they reach the others.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use antiphon_core::mesh::{Conflict, Resolver, Rules};
+use serde_json::Value as Json;
 use tokio_postgres::Client;
 
 use super::add::everybody;
@@ -13,7 +16,7 @@ use super::preflight::finding;
 use super::{Finding, SetupError, install};
 use crate::dsn::Dsn;
 use crate::manage;
-use crate::members::Names;
+use crate::members::{self, Member, Names};
 use crate::name::{Quoted, TableName};
 use crate::node;
 use crate::shape::Shape;
@@ -27,6 +30,8 @@ pub struct Settings {
     pub table: TableName,
     /// Columns whose changes are to be added up from now on; none: as it is.
     pub deltas: Vec<String>,
+    /// What decides its conflicts from now on, as [`rule`] reads it, one after the other; none: as it is.
+    pub resolvers: Vec<String>,
     /// How to reach others, where that differs from what is written down; by name.
     pub peers: BTreeMap<String, Dsn>,
     /// The environment, for passwords.
@@ -36,20 +41,90 @@ pub struct Settings {
 /// How long the others may take to apply what is entered of the rows that are there.
 const FILL_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Sets them on all nodes. Gives those that have not applied yet what is entered of the rows that are there: nobody
-/// should count there before they have.
+/// What came of setting them.
+#[derive(Clone, Debug, Default)]
+pub struct Set {
+    /// What can go wrong with how conflicts are decided now.
+    pub doubts: Vec<&'static str>,
+    /// Nodes that have not applied yet what is entered of the rows that are there: nobody should count there before they
+    /// have.
+    pub late: Vec<String>,
+}
+
+/// Sets them on all nodes.
 ///
 /// # Errors
 /// What has to be put right first, on which node; or what a server refuses. It can be repeated then.
-pub async fn set_table(settings: &Settings) -> Result<Vec<String>, SetupError> {
+pub async fn set_table(settings: &Settings) -> Result<Set, SetupError> {
     let client = settings.connect.control("antiphon mesh set-table").await?;
     client.batch_execute("SET search_path = ''; SET lock_timeout = '10s'").await?;
     let own = node::own(&client).await?;
     let nodes = everybody(&client, own.id, &settings.connect, &settings.peers, &settings.env).await?;
-    if settings.deltas.is_empty() {
-        return Ok(Vec::new());
+    let mut set = Set::default();
+    if !settings.resolvers.is_empty() {
+        set.doubts = decide(&client, &nodes, settings).await?;
     }
-    count(&client, &nodes, &own.names, settings).await
+    if !settings.deltas.is_empty() {
+        set.late = count(&client, &nodes, &own.names, settings).await?;
+    }
+    Ok(set)
+}
+
+/// Lets conflicts be decided otherwise from now on; gives what can go wrong with that.
+async fn decide(
+    own: &Client,
+    nodes: &[(String, Client)],
+    settings: &Settings,
+) -> Result<Vec<&'static str>, SetupError> {
+    let members = members::read(own).await?;
+    let mut rules = Rules::default();
+    for text in &settings.resolvers {
+        let (kind, resolver) = rule(text, &members)?;
+        rules.set(kind, resolver);
+    }
+    let mut shapes = Vec::new();
+    for (_, client) in nodes {
+        shapes.push(install::shape(client, &settings.table).await?);
+    }
+    for ((_, client), shape) in nodes.iter().zip(shapes) {
+        set_rules(client, &shape, &rules.to_json()).await?;
+        begin_links_anew(client).await?;
+    }
+    Ok(rules.doubts())
+}
+
+async fn set_rules(client: &Client, shape: &Shape, rules: &Json) -> Result<(), SetupError> {
+    let set = "UPDATE antiphon.tables SET resolver = $2::text::jsonb WHERE id = $1";
+    client.execute(set, &[&shape.id, &rules.to_string()]).await?;
+    Ok(())
+}
+
+/// Reads `RESOLVER` or `KIND=RESOLVER`, where the resolver may be `origin_priority:NODE,NODE`.
+fn rule(text: &str, members: &[Member]) -> Result<(Option<Conflict>, Resolver), SetupError> {
+    let refused = |why: String| SetupError::Refused(format!("--resolver {text}: {why}"));
+    let (kind, resolver) = match text.split_once('=') {
+        None => (None, text),
+        Some((kind, resolver)) => {
+            let decided = Conflict::ALL.into_iter().filter(|kind| *kind != Conflict::MultipleUniqueConflicts);
+            let names = decided.clone().map(Conflict::name).collect::<Vec<_>>().join(", ");
+            let known = decided.into_iter().find(|known| known.name() == kind);
+            (
+                Some(known.ok_or_else(|| refused(format!("{kind} is no kind of conflict: use {names}")))?),
+                resolver,
+            )
+        }
+    };
+    let (name, listed) = resolver.split_once(':').unwrap_or((resolver, ""));
+    let mut nodes = Vec::new();
+    for name in listed.split(',').filter(|name| !name.is_empty()) {
+        let member = members.iter().find(|member| member.name == name && member.takes_part());
+        nodes.push(member.ok_or_else(|| refused(format!("there is no node {name} in the mesh")))?.id);
+    }
+    if name == "origin_priority" && nodes.is_empty() {
+        return Err(refused("name the nodes whose writes come first, as origin_priority:db1,db2".into()));
+    }
+    let resolver = Resolver::named(name, nodes).map_err(|error| refused(error.to_string()))?;
+    Ok((kind, resolver))
 }
 
 /// Lets changes of columns add up from now on.
@@ -119,13 +194,17 @@ async fn make_ledger(
     Ok(ledger)
 }
 
-/// Counts on a node that has no rows yet, as the others do.
-pub(super) async fn count_from_the_first(
+/// Sets on a node that has no rows yet what is set on the others.
+pub(super) async fn set_from_the_first(
     client: &Client,
     names: &Names,
     there: &Shape,
 ) -> Result<(), SetupError> {
     let table = there.table();
+    set_rules(client, &install::shape(client, &table).await?, &there.resolver).await?;
+    if there.ledger.is_none() {
+        return Ok(());
+    }
     let ledger = make_ledger(client, &table, &there.deltas).await?;
     publish(client, names, &ledger).await?;
     Ok(client.batch_execute(&install::shape(client, &table).await?.count_here()).await?)

@@ -21,6 +21,7 @@ fn settings(mesh: &Mesh, columns: &[&str]) -> Settings {
         connect: dsn(&mesh.nodes[0].server.dsn()),
         table: TableName::new("public", "stock"),
         deltas: columns.iter().map(ToString::to_string).collect(),
+        resolvers: Vec::new(),
         peers: BTreeMap::new(),
         env: BTreeMap::new(),
     }

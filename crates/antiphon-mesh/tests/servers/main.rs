@@ -7,6 +7,7 @@ mod crdt;
 mod delta;
 mod merge;
 mod mesh;
+mod resolvers;
 mod rights;
 #[path = "../support/mod.rs"]
 mod support;

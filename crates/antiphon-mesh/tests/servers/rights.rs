@@ -100,6 +100,7 @@ async fn a_plain_role_with_these_rights_can_do_everything() {
             connect: plain(&servers[0]),
             table: TableName::new("public", "item"),
             deltas: vec!["n".into()],
+            resolvers: Vec::new(),
             peers: BTreeMap::new(),
             env: BTreeMap::new(),
         };

@@ -6,7 +6,7 @@
 
 use antiphon_core::mesh::resolve::Action;
 use antiphon_core::mesh::truncation::{supersedes, truncates};
-use antiphon_core::mesh::{Change, Conflict, Local, Resolver, Verdict, Version, resolve};
+use antiphon_core::mesh::{Change, Conflict, Local, Rules, Verdict, Version, resolve};
 
 use super::Mesh;
 use super::applier::{Done, Prepared, shown};
@@ -111,7 +111,7 @@ impl Mesh {
 
     fn decide(&self, next: &Prepared, source: usize, op: Op, met: Met) -> Verdict {
         let incoming = Version { at: next.entry.at, node: id(source) };
-        let mut verdict = resolve(change_of(op), incoming, &next.seen, met.local(), &Resolver::default());
+        let mut verdict = resolve(change_of(op), incoming, &next.seen, met.local(), &Rules::default());
         if let (Op::Update(_, _, old) | Op::Delete(_, old), Met::Row(row)) = (op, met)
             && self.shape.full_rows
             && verdict.action == Action::Apply

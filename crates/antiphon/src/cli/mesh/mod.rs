@@ -33,7 +33,7 @@ enum Verb {
     Join(setup::JoinArgs),
     /// Let one more table take part, which is on every node, the same and empty
     AddTable(setup::AddTableArgs),
-    /// Set for a table, on every node, how what several nodes write at the same time is put together
+    /// Set for a table, on every node, by what its conflicts are decided, and which columns add up
     SetTable(setup::SetTableArgs),
     /// Make the data types whose values merge, so that tables can have them before their database joins
     Types(setup::TypesArgs),
@@ -41,6 +41,8 @@ enum Verb {
     Leave(setup::LeaveArgs),
     /// Show how every node looks from this one; exit code 1 if a link is not well
     Status(show::StatusArgs),
+    /// Show the tables that take part, and what is set for each
+    Tables(show::StatusArgs),
     /// Show the conflicts that were met here
     Conflicts(show::ConflictsArgs),
     /// Wait until everything that was committed anywhere before now is applied here
@@ -74,6 +76,7 @@ pub(super) async fn mesh(args: MeshArgs) -> Result<(), Failure> {
         Verb::Types(args) => setup::types(args).await,
         Verb::Leave(args) => setup::leave(args).await,
         Verb::Status(args) => show::status(&args).await,
+        Verb::Tables(args) => show::tables(&args).await,
         Verb::Conflicts(args) => show::conflicts(&args).await,
         Verb::Wait(args) => steer::wait(&args).await,
         Verb::Verify(args) => verify::verify(&args).await,

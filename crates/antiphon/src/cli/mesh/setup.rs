@@ -53,8 +53,12 @@ pub(super) struct SetTableArgs {
     #[arg(long, value_name = "TABLE")]
     table: String,
     /// A column whose changes on all nodes are added up from now on; may be given more than once
-    #[arg(long, value_name = "COLUMN", required = true)]
+    #[arg(long, value_name = "COLUMN", required_unless_present = "resolver")]
     delta: Vec<String>,
+    /// What decides its conflicts from now on: last_update_wins, first_update_wins, origin_priority:NODE,NODE, keep_local,
+    /// apply_remote or error; or KIND=RESOLVER for one kind of conflict; may be given more than once
+    #[arg(long, value_name = "RESOLVER")]
+    resolver: Vec<String>,
 }
 
 /// `mesh types`.
@@ -212,18 +216,27 @@ pub(super) async fn set_table(args: SetTableArgs) -> Result<(), Failure> {
         connect: own.file.connect.clone(),
         table: table_name(&args.table),
         deltas: args.delta,
+        resolvers: args.resolver,
         peers: own.file.peers.clone(),
         env: own.env.clone(),
     };
-    let late = setup::set_table(&settings).await.map_err(|error| not_set_up(&own, error))?;
-    println!("changes of {} of {} add up on every node", settings.deltas.join(", "), settings.table);
-    if late.is_empty() {
+    let set = setup::set_table(&settings).await.map_err(|error| not_set_up(&own, error))?;
+    if !settings.resolvers.is_empty() {
+        println!("conflicts of {} are decided by {}", settings.table, settings.resolvers.join(", "));
+    }
+    for doubt in set.doubts {
+        eprintln!("antiphon: {doubt}");
+    }
+    if !settings.deltas.is_empty() {
+        println!("changes of {} of {} add up on every node", settings.deltas.join(", "), settings.table);
+    }
+    if set.late.is_empty() {
         return Ok(());
     }
     Err(Failure::Refused(format!(
-        "but not all rows that were there have arrived on {}: let nobody count there until `antiphon mesh wait` there is \
+        "not all rows that were there have arrived on {}: let nobody count there until `antiphon mesh wait` there is \
          through",
-        late.join(", ")
+        set.late.join(", ")
     )))
 }
 

@@ -93,6 +93,30 @@ pub(super) async fn status(args: &StatusArgs) -> Result<(), Failure> {
     Err(Failure::Refused(unwell.join("\nantiphon: ")))
 }
 
+/// What is set for each table.
+pub(super) async fn tables(args: &StatusArgs) -> Result<(), Failure> {
+    let client = args.file.database().await?;
+    let tables = manage::tables(&client).await.map_err(refused)?;
+    let rows = tables.iter().map(|table| {
+        let listed = |names: &[String]| json!(names.join(", "));
+        vec![json!(table.name), json!(table.resolver), listed(&table.deltas), listed(&table.merging)]
+    });
+    let rows = Rows {
+        title: "Tables".into(),
+        columns: vec![left("Table"), left("Resolver"), left("Add up"), left("Merge")],
+        names: vec!["table", "resolver", "add_up", "merge"],
+        rows: rows.collect(),
+        colour: colour(),
+        constant: None,
+    };
+    print!("{}", show(args.format, &rows));
+    for (table, doubt) in tables.iter().flat_map(|table| table.doubts.iter().map(move |doubt| (table, doubt)))
+    {
+        eprintln!("antiphon: {}: {doubt}", table.name);
+    }
+    Ok(())
+}
+
 /// What is wrong with a link, and what to do.
 fn unwell(node: &Standing, file: &FileArgs) -> String {
     let (name, file) = (&node.name, file.file.display());
