@@ -6,7 +6,8 @@
 //! what a row loses of its other columns changes no entry.
 //!
 //! A row that is inserted begins a new epoch, with its value as the first entry. Entries of the latest epoch count, the
-//! others are of rows that were there before. Entries stay when a row is deleted, for one that brings it back.
+//! others are of rows that were there before. Entries stay when a row is deleted, for an update that brings it back, until
+//! the delete is forgotten: when nobody who had not seen it can still write.
 
 use crate::name::{Quoted, TableName};
 use crate::shape::{Shape, WRITTEN};
@@ -19,6 +20,10 @@ const NOW: &str = "(extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000):
 /// A row of `t` was written by this very transaction: its own numbers are never older than the first of them, and only
 /// what committed has a time.
 const OWN: &str = "pg_catalog.pg_xact_commit_timestamp(t.xmin) IS NULL AND pg_catalog.age(t.xmin) <= 0";
+
+/// When a row was written, in microseconds since 2000; zero if nobody remembers.
+const MICROS: &str = "coalesce((extract(epoch FROM pg_catalog.pg_xact_commit_timestamp({row}.xmin)) * 1000000 \
+                      - 946684800000000)::bigint, 0)";
 
 impl Shape {
     /// The table's ledger; none if nothing of it is added up.
@@ -119,6 +124,45 @@ impl Shape {
         };
         let sets = counted.iter().enumerate().map(set).collect::<Vec<_>>().join(", ");
         format!("UPDATE {} t SET {sets} WHERE {}", self.table(), self.key_is("t", counted.len() + 1))
+    }
+
+    /// Forgets deletes that are older than a time, and what had been counted in those rows unless they are back.
+    /// Parameter: the time.
+    #[must_use]
+    pub fn forget_deleted(&self) -> String {
+        let old = |row: &str| format!("{} <= $1", MICROS.replace("{row}", row));
+        let keys = self.of("t", self.key.iter().copied());
+        let of_key =
+            self.ledger_key_is("l", |nth| format!("g.{}", Quoted(&self.columns[self.key[nth]].name)));
+        format!(
+            "WITH g AS (DELETE FROM {} t WHERE {} RETURNING {keys}) DELETE FROM {} l USING g \
+             WHERE {of_key} AND {} AND {}",
+            self.tombstones(),
+            old("t"),
+            self.ledger_name(),
+            old("l"),
+            self.no_row_of_entry(&self.table().to_string())
+        )
+    }
+
+    /// The same for what was truncated before a time. Parameter: the time.
+    #[must_use]
+    pub fn forget_truncated(&self) -> String {
+        let old = |row: &str| format!("{} <= $1", MICROS.replace("{row}", row));
+        format!(
+            "DELETE FROM {} l WHERE EXISTS (SELECT FROM antiphon.truncations c WHERE c.id = {} AND {}) AND {} AND {} AND {}",
+            self.ledger_name(),
+            self.id,
+            old("c"),
+            old("l"),
+            self.no_row_of_entry(&self.tombstones()),
+            self.no_row_of_entry(&self.table().to_string())
+        )
+    }
+
+    fn no_row_of_entry(&self, table: &str) -> String {
+        let same = self.ledger_key_is("l", |nth| format!("t.{}", Quoted(&self.columns[self.key[nth]].name)));
+        format!("NOT EXISTS (SELECT FROM {table} t WHERE {same})")
     }
 
     fn ledger_name(&self) -> String {

@@ -16,6 +16,7 @@ use crate::announcement::{self, Announcement, PREFIX};
 use crate::dsn::Dsn;
 use crate::link::{self, Ends};
 use crate::members::{self, Member, Names};
+use crate::shape::{CATALOGUE, Shape};
 use crate::standing::{Link, Standing};
 
 /// How often a node looks after itself, and announces when something happens.
@@ -275,13 +276,16 @@ impl Node<'_> {
         Ok(())
     }
 
-    /// Forgets deletes that no change can meet any more.
+    /// Forgets deletes that no change can meet any more, and whose time everybody has seen.
     async fn collect(&mut self) -> Result<(), NodeError> {
-        let before = self.standing.reached().of_all_but(&[]);
+        let before = self.seen_by_everybody();
         // Whoever joins just now has applied nothing yet.
         self.look_who_takes_part().await?;
-        let horizon = before.min(self.standing.reached().of_all_but(&[]));
+        let horizon = before.min(self.seen_by_everybody());
         if horizon == CommitTime::UNKNOWN {
+            return Ok(());
+        }
+        if !self.collect_ledgers(horizon).await? {
             return Ok(());
         }
         let tables =
@@ -295,6 +299,47 @@ impl Node<'_> {
             self.client.execute(&old, &[&horizon.0]).await?;
         }
         Ok(())
+    }
+
+    /// Everything that is older than this is applied here and on all other nodes, whoever wrote it, and what they write
+    /// from now on comes from somebody who has seen it.
+    fn seen_by_everybody(&self) -> CommitTime {
+        let links = self.standing.links();
+        let seen =
+            |of: NodeId| links.get(&of).map_or(CommitTime::UNKNOWN, |link| link.seen.of_all_but(&[of]));
+        let others = self.active.iter().filter(|node| **node != self.own.id);
+        others.map(|node| seen(*node)).fold(self.standing.reached().of_all_but(&[]), CommitTime::min)
+    }
+
+    /// Forgets what was counted in rows that are gone; false if somebody is in the way. Every node does so itself: what
+    /// it deletes is not sent on.
+    async fn collect_ledgers(&mut self, horizon: CommitTime) -> Result<bool, NodeError> {
+        let mut statements = Vec::new();
+        for row in self.client.query(CATALOGUE, &[]).await? {
+            let shape: Result<Shape, _> = serde_json::from_str(row.get(0));
+            let Some(shape) = shape.ok().filter(|shape| shape.ledger.is_some()) else { continue };
+            statements.extend([shape.forget_truncated(), shape.forget_deleted()]);
+        }
+        if statements.is_empty() {
+            return Ok(true);
+        }
+        let origin = self.own.names.repair_origin(self.own.id);
+        let take = "SELECT pg_catalog.pg_replication_origin_session_setup($1)";
+        if let Err(error) = self.client.execute(take, &[&origin]).await {
+            // A link or a repair has it for a moment.
+            let taken = error.code().is_some_and(|code| code.code() == "55006");
+            return if taken { Ok(false) } else { Err(error.into()) };
+        }
+        let transaction = self.client.transaction().await?;
+        transaction.batch_execute("SET LOCAL session_replication_role = replica").await?;
+        for statement in statements {
+            transaction.execute(&statement, &[&horizon.0]).await?;
+        }
+        let stamp = "SELECT pg_catalog.pg_replication_origin_xact_setup('0/1', pg_catalog.clock_timestamp())";
+        transaction.execute(stamp, &[]).await?;
+        transaction.commit().await?;
+        self.client.execute("SELECT pg_catalog.pg_replication_origin_session_reset()", &[]).await?;
+        Ok(true)
     }
 }
 

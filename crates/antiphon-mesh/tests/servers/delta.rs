@@ -228,6 +228,40 @@ async fn rows_that_were_there_before_and_nodes_that_join_count_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_counted_in_rows_that_are_gone_is_forgotten_everywhere_and_nothing_else() {
+    let mesh = counting(3).await;
+    mesh.run(0, "INSERT INTO stock SELECT g, 'x', 5 FROM generate_series(1, 30) g").await;
+    mesh.wait_for(COUNT, "30").await;
+    for nth in 0..3 {
+        mesh.run(nth, "UPDATE stock SET left_over = left_over + 1").await;
+    }
+    mesh.wait_until_applied().await;
+    mesh.run(1, "DELETE FROM stock WHERE id > 20").await;
+    mesh.run(2, "DELETE FROM stock WHERE id = 1; INSERT INTO stock VALUES (1, 'back', 7)").await;
+    let ledger = "SELECT rel::text FROM antiphon.tables WHERE ledger_of IS NOT NULL";
+    let ledger = mesh.text(0, ledger).await;
+    let gone = format!("SELECT count(*)::text FROM {ledger} WHERE k1 > 20");
+    mesh.wait_for(&gone, "0").await;
+    mesh.run(0, "UPDATE stock SET left_over = left_over + 1").await;
+    let sums = "SELECT string_agg(DISTINCT left_over::text, ' ') FROM stock WHERE id > 1";
+    mesh.wait_for(sums, "9").await;
+    mesh.wait_for("SELECT left_over::text FROM stock WHERE id = 1", "8").await;
+    mesh.run(1, "TRUNCATE stock").await;
+    mesh.wait_for(&format!("SELECT count(*)::text FROM {ledger}"), "0").await;
+    let tombstones = format!(
+        "SELECT count(*)::text FROM antiphon.gone_{}",
+        mesh.text(0, "SELECT max(id)::text FROM antiphon.tables").await
+    );
+    assert_eq!(mesh.text(0, &tombstones).await, "0", "nobody's ledger is told");
+    mesh.run(2, TWO).await;
+    mesh.wait_for(COUNT, "2").await;
+    for nth in 0..3 {
+        mesh.run(nth, "UPDATE stock SET left_over = left_over + 1").await;
+    }
+    mesh.wait_for(ALL, "(1,one,103,1000.00) (2,two,103,1000.00)").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_transaction_counts_beside_others() {
     let mesh = counting(2).await;
     mesh.run(0, "INSERT INTO stock SELECT g, repeat(md5(g::text), 200) FROM generate_series(1, 1500) g")
