@@ -11,6 +11,7 @@ pub mod crdt;
 pub mod dsn;
 pub mod ledger;
 pub mod link;
+pub mod links;
 pub mod manage;
 pub mod members;
 pub mod metrics;

@@ -7,6 +7,7 @@ mod install;
 mod join;
 mod leave;
 mod preflight;
+mod sequences;
 mod settings;
 
 use thiserror::Error;
@@ -19,6 +20,7 @@ pub use create::{Creation, create};
 pub use join::{Joining, Progress, join};
 pub use leave::{Leaving, leave};
 pub use preflight::{Finding, check};
+pub use sequences::{STEP, sequences, spread_sequences};
 pub use settings::{Set, Settings, set_table};
 
 /// Why a set-up was not done.

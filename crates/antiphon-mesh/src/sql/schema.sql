@@ -88,6 +88,22 @@ CREATE OR REPLACE FUNCTION antiphon.node_id() RETURNS smallint
     LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = ''
     AS 'SELECT node FROM antiphon.mesh';
 
+-- Numbers that no other node gives out, and that grow with time: 41 bits of milliseconds since 2020, 10 of the node, 12
+-- that go round.
+CREATE SEQUENCE IF NOT EXISTS antiphon.snowflakes;
+CREATE OR REPLACE FUNCTION antiphon.snowflake() RETURNS bigint
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = '' AS $f$
+DECLARE
+    node CONSTANT bigint := antiphon.node_id();
+BEGIN
+    IF node IS NULL OR node > 1023 THEN
+        RAISE EXCEPTION 'antiphon: no snowflakes here' USING ERRCODE = '55000', HINT =
+            CASE WHEN node IS NULL THEN 'Let this database take part in a mesh first.' ELSE 'Use random UUIDs: this node has number ' || node || ', and there is room for 1023.' END;
+    END IF;
+    RETURN ((extract(epoch FROM pg_catalog.clock_timestamp()) * 1000)::bigint - 1577836800000) << 22
+        | node << 12 | (pg_catalog.nextval('antiphon.snowflakes'::regclass) & 4095);
+END $f$;
+
 -- Whether a row was written by a transaction that a writer did not know, who had seen everything up to a time and what
 -- came by an origin. What this transaction wrote itself has no time yet, and is known.
 CREATE OR REPLACE FUNCTION antiphon.unseen(written xid, seen timestamptz, origin oid) RETURNS boolean

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use antiphon_mesh::name::TableName;
 use antiphon_mesh::setup::{Settings, SetupError, set_table};
+use tokio_postgres::Client;
 
 use crate::mesh::{Mesh, Node, dsn, work};
 use crate::support::{PATIENCE, Server, releases};
@@ -36,7 +37,7 @@ async fn counting(nodes: usize) -> Mesh {
 
 /// Adds, so often, now and then with a new name. Each transaction leaves a row that says that it committed.
 async fn add(server: String, client: usize, count: usize) {
-    let mut connection = Some(dsn(&server).control("add").await.expect("a connection"));
+    let mut connection: Option<Client> = None;
     let deadline = Instant::now() + PATIENCE;
     for nth in 0..count {
         let name = if nth % 5 == client % 5 { format!(", name = '{client}-{nth}'") } else { String::new() };
@@ -45,10 +46,12 @@ async fn add(server: String, client: usize, count: usize) {
             "BEGIN; UPDATE stock SET left_over = left_over + 3, value = value - 0.25{name} WHERE id = {id}; \
              INSERT INTO done VALUES ({client}, {nth}, {id}); COMMIT"
         );
-        while connection.as_ref().is_none_or(tokio_postgres::Client::is_closed) {
+        while connection.as_ref().is_none_or(Client::is_closed) {
             assert!(Instant::now() < deadline, "the server does not come back");
-            wait_a_moment().await;
             connection = dsn(&server).control("add").await.ok();
+            if connection.is_none() {
+                wait_a_moment().await;
+            }
         }
         // What a crash took may or may not have committed: its row says so.
         let _ = connection.as_ref().expect("it is there").batch_execute(&statements).await;

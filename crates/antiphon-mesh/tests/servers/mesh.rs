@@ -6,9 +6,13 @@ use std::time::{Duration, Instant};
 
 use antiphon_core::mesh::{CommitTime, NodeId};
 use antiphon_mesh::dsn::Dsn;
+use antiphon_mesh::links::{Link, links};
+use antiphon_mesh::manage::pause;
 use antiphon_mesh::name::TableName;
 use antiphon_mesh::node::{self, Config};
-use antiphon_mesh::setup::{Addition, Creation, Joining, add_table, create, join};
+use antiphon_mesh::setup::{
+    Addition, Creation, Joining, add_table, create, join, sequences, spread_sequences,
+};
 use antiphon_mesh::standing::Standing;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -284,4 +288,59 @@ async fn a_node_that_writes_its_own_rows_again_is_applied_without_a_second_look(
     // What fails of the fast way stands in the server's log.
     let log = mesh.nodes[1].server.log();
     assert!(!log.contains("division by zero") && !log.contains("duplicate key"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn numbers_that_nodes_give_out_are_never_the_same() {
+    let tables = "CREATE TABLE \"Bill\" (id serial PRIMARY KEY, who text); \
+                  CREATE TABLE flake (id bigint PRIMARY KEY, who text)";
+    let rows = "INSERT INTO \"Bill\" (who) SELECT 'before' FROM generate_series(1, 40)";
+    let mesh = Mesh::with(&[None; 3], tables, rows, &[]).await;
+    for nth in 0..3 {
+        mesh.run(nth, "SET search_path = ''").await;
+        let done = spread_sequences(mesh.client(nth)).await.expect("they are spread");
+        assert!(done.len() == 1 && done[0].contains("public.\"Bill_id_seq\""), "{done:?}");
+        assert_eq!(sequences(mesh.client(nth)).await.expect("a look"), Vec::<String>::new());
+        mesh.run(nth, "RESET search_path; ALTER TABLE flake ALTER id SET DEFAULT antiphon.snowflake()").await;
+    }
+    for nth in 0..3 {
+        let insert = format!(
+            "INSERT INTO \"Bill\" (who) SELECT 'n{nth}' FROM generate_series(1, 50); \
+             INSERT INTO flake (who) SELECT 'n{nth}' FROM generate_series(1, 3000)"
+        );
+        mesh.run(nth, &insert).await;
+    }
+    mesh.wait_for(
+        "SELECT (SELECT count(*) FROM \"Bill\") || ' ' || (SELECT count(*) FROM flake)",
+        "190 9000",
+    )
+    .await;
+    let conflicts = "SELECT count(*)::text FROM antiphon.conflicts";
+    assert_eq!(mesh.same_everywhere(conflicts).await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_link_is_seen_from_every_node_and_so_is_one_that_is_broken() {
+    let mut mesh = Mesh::of(3, "").await;
+    mesh.wait_until_applied().await;
+    let connect = dsn(&mesh.nodes[0].server.dsn());
+    let none = (BTreeMap::new(), BTreeMap::new());
+    let look = async |mesh: &Mesh| links(mesh.client(0), &connect, &none.0, &none.1).await.expect("links");
+    let state = |links: &[Link], from: &str, to: &str| {
+        links.iter().find(|link| link.from == from && link.to == to).expect("a link").clone()
+    };
+    let seen = look(&mesh).await;
+    assert_eq!(seen.len(), 6);
+    let complete = |link: &Link| link.behind_bytes.is_some() && link.behind_seconds.is_some();
+    assert!(seen.iter().all(|link| link.state == "streaming" && complete(link)), "{seen:?}");
+    pause(mesh.client(1), Some("n3"), true).await.expect("a pause");
+    mesh.run(2, "INSERT INTO item SELECT g, repeat('x', 1000) FROM generate_series(1, 300) g").await;
+    mesh.nodes[0].server.wait_for("SELECT count(*) = 300 FROM item").await;
+    let held = state(&look(&mesh).await, "n3", "n2");
+    assert!(held.state == "paused" && held.behind_bytes > Some(300_000), "{held:?}");
+    mesh.nodes[2].server.kill();
+    let lost = look(&mesh).await;
+    assert_eq!(state(&lost, "n1", "n3").state, "unreachable");
+    assert_eq!(state(&lost, "n3", "n1").behind_bytes, None);
+    mesh.nodes[2].server.resume();
 }

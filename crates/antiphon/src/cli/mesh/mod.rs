@@ -37,10 +37,16 @@ enum Verb {
     SetTable(setup::SetTableArgs),
     /// Make the data types whose values merge, so that tables can have them before their database joins
     Types(setup::TypesArgs),
+    /// Show what keeps this node's sequences from giving out numbers of other nodes, or do it; exit code 1 if there is any
+    Sequences(setup::SequencesArgs),
     /// Take this node out, or another one that is gone
     Leave(setup::LeaveArgs),
     /// Show how every node looks from this one; exit code 1 if a link is not well
     Status(show::StatusArgs),
+    /// Show how far every link of the mesh is behind, in time and in bytes, as all nodes say
+    Lag(show::StatusArgs),
+    /// Draw who reads whom; exit code 1 if a link does not stream
+    Topology(show::TopologyArgs),
     /// Show the tables that take part, and what is set for each
     Tables(show::StatusArgs),
     /// Show the conflicts that were met here
@@ -74,8 +80,11 @@ pub(super) async fn mesh(args: MeshArgs) -> Result<(), Failure> {
         Verb::AddTable(args) => setup::add_table(args).await,
         Verb::SetTable(args) => setup::set_table(args).await,
         Verb::Types(args) => setup::types(args).await,
+        Verb::Sequences(args) => setup::sequences(args).await,
         Verb::Leave(args) => setup::leave(args).await,
         Verb::Status(args) => show::status(&args).await,
+        Verb::Lag(args) => show::lag(&args).await,
+        Verb::Topology(args) => show::topology(&args).await,
         Verb::Tables(args) => show::tables(&args).await,
         Verb::Conflicts(args) => show::conflicts(&args).await,
         Verb::Wait(args) => steer::wait(&args).await,

@@ -68,6 +68,16 @@ pub(super) struct TypesArgs {
     file: FileArgs,
 }
 
+/// `mesh sequences`.
+#[derive(Debug, Args)]
+pub(super) struct SequencesArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// Run the statements
+    #[arg(long)]
+    write: bool,
+}
+
 /// `mesh leave`.
 #[derive(Debug, Args)]
 pub(super) struct LeaveArgs {
@@ -97,40 +107,46 @@ pub(super) async fn create(args: CreateArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// How far apart the numbers are that one node gives out: as many nodes can have numbers of their own.
-const STEP: i64 = 32;
-
-/// Unique columns that get their values from a sequence which gives out every number: the sequence, its last number, this
-/// node's, and a query for the greatest value that is there.
-const SEQUENCES: &str = "SELECT s.oid::regclass::text, coalesce(pg_catalog.pg_sequence_last_value(s.oid), 0), m.node::bigint, \
-    pg_catalog.format('SELECT coalesce(max(%I), 0)::bigint FROM %s', a.attname, a.attrelid::regclass) \
-    FROM antiphon.mesh m, antiphon.tables t JOIN pg_catalog.pg_attribute a ON a.attrelid = t.rel AND NOT a.attisdropped \
-    JOIN pg_catalog.pg_depend d ON d.refobjid = a.attrelid AND d.refobjsubid = a.attnum AND d.deptype IN ('a', 'i') \
-    JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S' \
-    JOIN pg_catalog.pg_sequence q ON q.seqrelid = s.oid WHERE q.seqincrement = 1 \
-    AND EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = t.rel AND i.indisunique AND i.indkey[0] = a.attnum) \
-    ORDER BY 1";
-
 /// Sequences are every node's own: where two nodes give out the same number, one of two new rows is lost.
 async fn note_sequences(own: &Own) -> Result<(), Failure> {
     let client = own.file.connect.control("antiphon").await.map_err(|error| unreachable(own, &error))?;
     client.batch_execute("SET search_path = ''").await.map_err(refused)?;
-    let rows = client.query(SEQUENCES, &[]).await.map_err(refused)?;
-    if rows.is_empty() {
+    let statements = setup::sequences(&client).await.map_err(|error| not_set_up(own, error))?;
+    if statements.is_empty() {
         return Ok(());
     }
     println!(
         "note: sequences are not exchanged. Where two nodes give out the same number, one of the two rows is lost, so"
     );
-    println!("let each give out every {STEP}th, beginning with its own; here, before anybody writes:");
-    for row in rows {
-        let (sequence, last, node, greatest): (String, i64, i64, String) =
-            (row.get(0), row.get(1), row.get(2), row.get(3));
-        let greatest: i64 = client.query_one(&greatest, &[]).await.map_err(refused)?.get(0);
-        let next = (last.max(greatest) / STEP + 1) * STEP + node;
-        println!("  ALTER SEQUENCE {sequence} INCREMENT BY {STEP} RESTART WITH {next};");
+    println!(
+        "let each give out every {}th, beginning with its own; here, before anybody writes, `antiphon mesh sequences \
+         --write`:",
+        setup::STEP
+    );
+    for statement in statements {
+        println!("  {statement};");
     }
     Ok(())
+}
+
+pub(super) async fn sequences(args: SequencesArgs) -> Result<(), Failure> {
+    let own = args.file.read()?;
+    let client = args.file.database().await?;
+    let statements = match args.write {
+        true => setup::spread_sequences(&client).await,
+        false => setup::sequences(&client).await,
+    };
+    let statements = statements.map_err(|error| not_set_up(&own, error))?;
+    for statement in &statements {
+        println!("{statement};");
+    }
+    if args.write || statements.is_empty() {
+        println!("no sequence here gives out a number that another node's of the same kind does");
+        return Ok(());
+    }
+    Err(Failure::Refused(
+        "these sequences can give out numbers that other nodes give out, too: run this with --write, on every node".into(),
+    ))
 }
 
 pub(super) async fn join(args: JoinArgs) -> Result<(), Failure> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use antiphon_mesh::links;
 use antiphon_mesh::manage::{self, Conflict, Standing};
 use clap::Args;
 use serde_json::{Value, json};
@@ -22,6 +23,13 @@ pub(super) struct StatusArgs {
     /// How to show it
     #[arg(short, long, value_enum, default_value_t)]
     format: Format,
+}
+
+/// `mesh topology`.
+#[derive(Debug, Args)]
+pub(super) struct TopologyArgs {
+    #[command(flatten)]
+    file: FileArgs,
 }
 
 /// `mesh conflicts`.
@@ -91,6 +99,59 @@ pub(super) async fn status(args: &StatusArgs) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::Refused(unwell.join("\nantiphon: ")))
+}
+
+/// Every link, how far it is behind.
+pub(super) async fn lag(args: &StatusArgs) -> Result<(), Failure> {
+    let links = all_links(&args.file).await?;
+    let rows = links.iter().map(|link| {
+        let seconds = link.behind_seconds.map(|behind| (behind * 10.0).round() / 10.0);
+        vec![
+            json!(link.from),
+            json!(link.to),
+            json!(link.state),
+            json!(seconds),
+            json!(link.behind_bytes),
+            json!(link.message),
+        ]
+    });
+    let rows = Rows {
+        title: "Links".into(),
+        columns: vec![
+            left("From"),
+            left("To"),
+            left("Link"),
+            right("Behind s"),
+            right("Behind bytes"),
+            left("Why"),
+        ],
+        names: vec!["from", "to", "link", "behind_seconds", "behind_bytes", "why"],
+        rows: rows.collect(),
+        colour: colour(),
+        constant: None,
+    };
+    print!("{}", show(args.format, &rows));
+    Ok(())
+}
+
+/// Who reads whom.
+pub(super) async fn topology(args: &TopologyArgs) -> Result<(), Failure> {
+    let links = all_links(&args.file).await?;
+    println!("{}", links::drawn(&links));
+    let broken: Vec<String> = links
+        .iter()
+        .filter(|link| link.state != "streaming")
+        .map(|link| {
+            let why = link.message.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+            format!("what {} writes does not reach {} ({}){why}", link.from, link.to, link.state)
+        })
+        .collect();
+    if broken.is_empty() { Ok(()) } else { Err(Failure::Refused(broken.join("\nantiphon: "))) }
+}
+
+async fn all_links(file: &FileArgs) -> Result<Vec<links::Link>, Failure> {
+    let (client, own) = (file.database().await?, file.read()?);
+    links::links(&client, &own.file.connect, &own.file.peers, &own.env).await.map_err(refused)
 }
 
 /// What is set for each table.
