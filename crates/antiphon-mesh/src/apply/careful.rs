@@ -122,13 +122,7 @@ impl Applier {
     ) -> Result<Option<&'static str>, ApplyError> {
         for _ in 0..LOOKS_MAX {
             let found = self.look(transaction, target, op).await?;
-            let change = match op {
-                Op::Insert { .. } => Change::Insert,
-                Op::Update { .. } => Change::Update,
-                Op::Delete { .. } | Op::Truncate => Change::Delete,
-            };
-            let mut verdict =
-                resolve(change, transaction.version, &transaction.seen, found.local, &target.rules);
+            let mut verdict = decide(transaction, target, op, found.local);
             if let (Op::Update { old: Some(old), .. } | Op::Delete { old: Some(old), .. }, Some(row)) =
                 (op, &found.row)
                 && verdict.action == Action::Apply
@@ -229,9 +223,12 @@ impl Applier {
             }
             (Action::Apply, Op::Insert { row } | Op::Update { row, .. }) => {
                 let inserted = self.session.ask(&shape.insert_if_absent(), &texts(row)).await?.affected == 1;
-                if inserted && self.gone(target, &texts(&key)).await? > Some(transaction.version) {
-                    self.session.ask(&shape.delete(), &texts(&key)).await?;
-                    return Ok(false);
+                if inserted && let Some(gone) = self.gone(target, &texts(&key)).await? {
+                    let again = decide(transaction, target, op, Local::Gone(gone));
+                    if again.action != Action::Apply {
+                        self.session.ask(&shape.delete(), &texts(&key)).await?;
+                        return Ok(false);
+                    }
                 }
                 Ok(inserted)
             }
@@ -292,6 +289,16 @@ impl Applier {
         self.session.ask(insert, &params).await?;
         Ok(())
     }
+}
+
+/// What becomes of a change that meets this.
+fn decide(transaction: &Prepared, target: &Target, op: &Op, local: Local) -> Verdict {
+    let change = match op {
+        Op::Insert { .. } => Change::Insert,
+        Op::Update { .. } => Change::Update,
+        Op::Delete { .. } | Op::Truncate => Change::Delete,
+    };
+    resolve(change, transaction.version, &transaction.seen, local, &target.rules)
 }
 
 pub(super) fn texts(values: &[Text]) -> Vec<Param<'_>> {

@@ -130,3 +130,19 @@ async fn a_truncation_takes_rows_whose_inserts_are_older_and_not_seen_yet() {
     held.batch_execute("COMMIT").await.expect("an end");
     assert_eq!(mesh.wait_until_settled().await, "(4,n3,0)");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_clock_was_set_back_inserts_again_what_it_deleted() {
+    let mesh = Mesh::of(2, "INSERT INTO item VALUES (1, 'first')").await;
+    mesh.wait_until_applied().await;
+    // As if the second had deleted it while its clock was ahead.
+    let deleted = "BEGIN; UPDATE antiphon.gone_1 SET id = id; \
+                   SELECT pg_replication_origin_xact_setup('0/1', clock_timestamp() + interval '1 hour'); COMMIT";
+    mesh.run(0, "DELETE FROM item WHERE id = 1").await;
+    mesh.run(0, "SELECT pg_replication_origin_session_setup('antiphon_test_2_repair')").await;
+    mesh.run(0, deleted).await;
+    mesh.run(0, "SELECT pg_replication_origin_session_reset()").await;
+    mesh.nodes[1].server.wait_for("SELECT NOT EXISTS (SELECT FROM item)").await;
+    mesh.run(1, "INSERT INTO item VALUES (1, 'again')").await;
+    mesh.wait_for(ALL, "(1,again,0)").await;
+}
