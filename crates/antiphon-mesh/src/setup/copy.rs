@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::pin::pin;
 
 use antiphon_core::Lsn;
-use antiphon_core::mesh::NodeId;
+use antiphon_core::mesh::joining::Horizon;
+use antiphon_core::mesh::{CommitTime, NodeId, Version};
 use futures_util::{SinkExt, StreamExt};
 use tokio_postgres::Client;
 
@@ -16,15 +17,6 @@ use super::join::Progress;
 use crate::members::Names;
 use crate::name::{Literal, Quoted};
 use crate::shape::Shape;
-
-/// Up to when the donor had seen everybody, in microseconds since 2000.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Horizon {
-    /// No change that is older can arrive any more.
-    pub(super) seen_to: i64,
-    /// The time that rows get which are older than that.
-    pub(super) stamp: i64,
-}
 
 /// A copy under way.
 pub(super) struct Copy<'a> {
@@ -72,6 +64,7 @@ impl Copy<'_> {
                 .await?;
             let key = key_columns(shape);
             self.one(&shape.tombstones(), &here.tombstones(), &key, &origins, &mut bytes, false).await?;
+            self.truncation(shape, here, &origins).await?;
         }
         self.target.batch_execute("SELECT pg_catalog.pg_replication_origin_session_reset()").await.or_else(
             |error| {
@@ -106,11 +99,12 @@ impl Copy<'_> {
         old_ones: bool,
     ) -> Result<u64, SetupError> {
         let mut rows = 0;
-        let seen_to = self.horizon.seen_to;
-        let time = format!("coalesce({MICROS}, {})", i64::MIN + 1);
+        // One more, since the least number has no text that is read as one.
+        let (seen_to, time) = (self.horizon.seen_to.0.max(i64::MIN + 1), MICROS);
         if old_ones {
-            let old = format!("SELECT {columns} FROM {from} t WHERE {time} <= {seen_to}");
-            rows += self.copy(&old, to, columns, self.donor_id, self.horizon.stamp, bytes).await?;
+            // What has no time is older than everything that has.
+            let old = format!("SELECT {columns} FROM {from} t WHERE {time} IS NULL OR {time} <= {seen_to}");
+            rows += self.copy(&old, to, columns, self.horizon.stamp, bytes).await?;
         }
         let groups = format!(
             "SELECT DISTINCT {time}, (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident::bigint \
@@ -123,7 +117,8 @@ impl Copy<'_> {
                 "SELECT {columns} FROM {from} t WHERE {time} = {at} \
                  AND (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = {origin}"
             );
-            rows += self.copy(&recent, to, columns, node.unwrap_or(self.donor_id), at, bytes).await?;
+            let version = Version { at: CommitTime(at), node: node.unwrap_or(self.donor_id) };
+            rows += self.copy(&recent, to, columns, version, bytes).await?;
         }
         Ok(rows)
     }
@@ -133,17 +128,10 @@ impl Copy<'_> {
         rows: &str,
         to: &str,
         columns: &str,
-        node: NodeId,
-        at: i64,
+        version: Version,
         bytes: &mut u64,
     ) -> Result<u64, SetupError> {
-        let origin = Literal(&self.names.origin(node)).to_string();
-        let begin = format!(
-            "SELECT pg_catalog.pg_replication_origin_session_reset() \
-                 WHERE pg_catalog.pg_replication_origin_session_is_setup(); \
-             SELECT pg_catalog.pg_replication_origin_session_setup({origin}); BEGIN"
-        );
-        self.target.batch_execute(&begin).await?;
+        self.begin(version.node).await?;
         let out = self.donor.copy_out(&format!("COPY ({rows}) TO STDOUT")).await?;
         let into = self.target.copy_in(&format!("COPY {to} ({columns}) FROM STDIN")).await?;
         let (mut out, mut into) = (pin!(out), pin!(into));
@@ -153,13 +141,54 @@ impl Copy<'_> {
             into.send(piece).await?;
         }
         let rows = into.finish().await?;
+        self.commit(version.at).await?;
+        Ok(rows)
+    }
+
+    /// The table's last truncation, if anything older can still arrive. Tables have other numbers here than there.
+    async fn truncation(
+        &self,
+        there: &Shape,
+        here: &Shape,
+        origins: &HashMap<u32, NodeId>,
+    ) -> Result<(), SetupError> {
+        let last = format!(
+            "SELECT {MICROS}, (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident::bigint \
+             FROM antiphon.truncations t WHERE t.id = $1"
+        );
+        let Some(row) = self.donor.query_opt(&last, &[&there.id]).await? else { return Ok(()) };
+        let (at, origin): (Option<i64>, Option<i64>) = (row.get(0), row.get(1));
+        let node = origin.and_then(|origin| origins.get(&u32::try_from(origin).ok()?)).copied();
+        let at = at.map_or(CommitTime::UNKNOWN, CommitTime);
+        let version = Version { at, node: node.unwrap_or(self.donor_id) };
+        if self.horizon.needs(version) && at != CommitTime::UNKNOWN {
+            self.begin(version.node).await?;
+            self.target.execute("INSERT INTO antiphon.truncations (id) VALUES ($1)", &[&here.id]).await?;
+            self.commit(version.at).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins to write in the name of a node.
+    async fn begin(&self, node: NodeId) -> Result<(), SetupError> {
+        let origin = Literal(&self.names.origin(node)).to_string();
+        let begin = format!(
+            "SELECT pg_catalog.pg_replication_origin_session_reset() \
+                 WHERE pg_catalog.pg_replication_origin_session_is_setup(); \
+             SELECT pg_catalog.pg_replication_origin_session_setup({origin}); BEGIN"
+        );
+        Ok(self.target.batch_execute(&begin).await?)
+    }
+
+    /// Ends that with a time. What has none gets the first that there is.
+    async fn commit(&self, at: CommitTime) -> Result<(), SetupError> {
+        let at = at.0.max(1);
         let setup = format!(
             "SELECT pg_catalog.pg_replication_origin_xact_setup('{}', \
              timestamptz '2000-01-01 00:00:00+00' + {at} * interval '1 microsecond'); COMMIT",
             self.begin
         );
-        self.target.batch_execute(&setup).await?;
-        Ok(rows)
+        Ok(self.target.batch_execute(&setup).await?)
     }
 }
 

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use antiphon_core::Lsn;
-use antiphon_core::mesh::NodeId;
+use antiphon_core::mesh::joining::Horizon;
+use antiphon_core::mesh::{CommitTime, NodeId};
 use tokio_postgres::Client;
 
-use super::copy::{Copy, Horizon};
+use super::copy::Copy;
 use super::create::{check_name, take_in};
 use super::{SetupError, check, install, settings};
 use crate::dsn::Dsn;
@@ -130,8 +131,11 @@ pub async fn join(joining: &Joining, mut tell: impl FnMut(Progress)) -> Result<N
     level(&donor, &begins).await?;
     let mut exporting =
         Connection::open(&joining.donor, Kind::Replication, "antiphon mesh join", &[]).await?;
+    // Whatever the donor commits behind the slot is later than this.
+    let clock = CommitTime(donor.query_one(NOW, &[]).await?.get(0));
     let slot = exporting.create_slot(&names.slot(id), Snapshot::Export, false, false).await?;
-    let horizon = begin_copy(&donor, slot.snapshot.as_deref().unwrap_or_default()).await?;
+    begin_copy(&donor, slot.snapshot.as_deref().unwrap_or_default()).await?;
+    let horizon = horizon(&donor, own.id, clock).await?;
     let progress = progress_of(&donor, &others, own.id, slot.lsn).await?;
     let copy =
         Copy { donor: &donor, donor_id: own.id, target: &target, names: &names, horizon, begin: slot.lsn };
@@ -254,10 +258,14 @@ async fn prepare(
     for member in members::read(&donor.client).await? {
         let state = &member.state;
         target.execute(insert, &[&id_of(member.id), &member.name, &member.connect, state]).await?;
-        if !member.takes_part() || member.id == id {
+        if member.id == id {
             continue;
         }
+        // Rows of those that left are here, too.
         install::origins(target, names, member.id, false).await?;
+        if !member.takes_part() {
+            continue;
+        }
         let progress = "INSERT INTO antiphon.progress (node, lsn) VALUES ($1, '0/0')";
         target.execute(progress, &[&id_of(member.id)]).await?;
     }
@@ -295,31 +303,27 @@ async fn level(donor: &Client, begins: &BTreeMap<NodeId, Lsn>) -> Result<(), Set
     Ok(())
 }
 
-/// Looks at the donor at the snapshot's moment from now on; gives up to when it had applied everybody.
-async fn begin_copy(donor: &Client, snapshot: &str) -> Result<Horizon, SetupError> {
-    let now = "SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000 - 946684800000000)::bigint";
-    let now: i64 = donor.query_one(now, &[]).await?.get(0);
+/// The server's clock, in microseconds since 2000.
+const NOW: &str =
+    "SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000 - 946684800000000)::bigint";
+
+/// Looks at the donor at the snapshot's moment from now on.
+async fn begin_copy(donor: &Client, snapshot: &str) -> Result<(), SetupError> {
     let snapshot = crate::name::Literal(snapshot);
     let begin =
         format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {snapshot}");
-    donor.batch_execute(&begin).await?;
-    let complete = "SELECT (extract(epoch FROM pg_catalog.min(coalesce(l.complete_to, '-infinity'))) * 1000000 - 946684800000000)::float8, \
-        pg_catalog.count(*) \
+    Ok(donor.batch_execute(&begin).await?)
+}
+
+/// Up to when the donor had applied everybody at the copy's moment.
+async fn horizon(donor: &Client, donor_id: NodeId, clock: CommitTime) -> Result<Horizon, SetupError> {
+    let complete = "SELECT (extract(epoch FROM l.complete_to) * 1000000 - 946684800000000)::bigint \
         FROM antiphon.nodes n LEFT JOIN antiphon.links l ON l.node = n.id, antiphon.mesh m \
         WHERE n.id <> m.node AND n.state = 'active'";
-    let row = donor.query_one(complete, &[]).await?;
-    let others: i64 = row.get(1);
-    if others == 0 {
-        return Ok(Horizon { seen_to: i64::MAX, stamp: now });
-    }
-    let seen_to: f64 = row.get(0);
-    // Rounded down to the millisecond: a double has no room for all microseconds.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "a time in microseconds since 2000 is far below 2^63"
-    )]
-    let seen_to = if seen_to.is_finite() { seen_to as i64 - 1000 } else { i64::MIN };
-    Ok(Horizon { seen_to, stamp: seen_to })
+    let others = donor.query(complete, &[]).await?;
+    let others =
+        others.iter().map(|row| row.get::<_, Option<i64>>(0).map_or(CommitTime::UNKNOWN, CommitTime));
+    Ok(Horizon::new(donor_id, clock, others))
 }
 
 /// Waits until the newcomer's clock is past the donor's: what is written there is later than what was copied.

@@ -5,6 +5,7 @@ mod absent;
 mod apply;
 mod crdt;
 mod delta;
+mod join;
 mod merge;
 mod mesh;
 mod resolvers;

@@ -20,7 +20,8 @@ use tokio_postgres::Client;
 
 use crate::support::{PATIENCE, Server};
 
-const TABLE: &str = "CREATE TABLE item (id bigint PRIMARY KEY, who text, amount int NOT NULL DEFAULT 0)";
+pub(crate) const TABLE: &str =
+    "CREATE TABLE item (id bigint PRIMARY KEY, who text, amount int NOT NULL DEFAULT 0)";
 /// All rows as one text, the same on every node that has the same.
 pub(crate) const ALL: &str = "SELECT coalesce(string_agg(t::text, ' ' ORDER BY id), '') FROM item t";
 
