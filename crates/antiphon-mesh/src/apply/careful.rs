@@ -135,6 +135,8 @@ impl Applier {
                 && target.mapping.shape.merges()
                 && matches!(op, Op::Insert { .. } | Op::Update { .. })
                 && !self.merged.contains(&(target.mapping.relation.id, op.clone()))
+                // What is older than a delete is gone with the row that was there then; this is another one.
+                && self.gone(target, &texts(&op.key(&target.mapping.shape))).await? <= Some(transaction.version)
             {
                 let merge = Merge { target: target.clone(), op: op.clone(), version };
                 return Err(ApplyError::Detour(Box::new(Detour::Merge(merge))));

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use antiphon_mesh::manage::pause;
+
 use crate::mesh::{Mesh, dsn};
 
 /// Made where the types are there already: the first node's set-up makes them.
@@ -46,4 +48,40 @@ async fn every_count_counts_wherever_it_was_counted() {
     mesh.same_everywhere(ALL).await;
     let views = "SELECT string_agg(antiphon.value(views)::text, ',' ORDER BY id) FROM page";
     assert_eq!(mesh.same_everywhere(views).await, "450,450,12");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_counted_before_a_row_was_deleted_is_not_in_the_one_that_is_inserted_anew() {
+    let mesh = Mesh::of(2, "").await;
+    mesh.add_table(PAGE, "public.page").await;
+    let count = "UPDATE page SET views = antiphon.increment(views, 5) WHERE id = 1";
+    for anew in [
+        "DELETE FROM page WHERE id = 1; INSERT INTO page VALUES (1, 'anew', antiphon.increment(antiphon.pn_counter(), 3))",
+        "BEGIN; DELETE FROM page WHERE id = 1; \
+         INSERT INTO page VALUES (1, 'again', antiphon.increment(antiphon.pn_counter(), 3)); COMMIT",
+        "TRUNCATE page; INSERT INTO page VALUES (1, 'last', antiphon.increment(antiphon.pn_counter(), 3))",
+    ] {
+        mesh.run(0, "INSERT INTO page (id) VALUES (1) ON CONFLICT (id) DO UPDATE SET views = antiphon.increment(page.views, 7)").await;
+        mesh.wait_until_applied().await;
+        hold(&mesh, true).await;
+        mesh.run(1, count).await;
+        mesh.run(0, anew).await;
+        hold(&mesh, false).await;
+        mesh.wait_until_applied().await;
+        let views = "SELECT string_agg(antiphon.value(views)::text, ',') FROM page";
+        assert_eq!(mesh.same_everywhere(views).await, "3", "{anew}");
+        mesh.same_everywhere(ALL).await;
+    }
+}
+
+/// Parts two nodes, or puts them in touch.
+async fn hold(mesh: &Mesh, held: bool) {
+    for (here, from) in [(0, 1), (1, 0)] {
+        pause(mesh.client(here), None, held).await.expect("a pause");
+        let slot = format!(
+            "SELECT active <> {held} FROM pg_replication_slots WHERE slot_name = 'antiphon_test_{}'",
+            here + 1
+        );
+        mesh.nodes[from].server.wait_for(&slot).await;
+    }
 }
