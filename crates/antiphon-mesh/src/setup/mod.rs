@@ -6,6 +6,7 @@ mod create;
 mod install;
 mod join;
 mod leave;
+mod level;
 mod preflight;
 mod sequences;
 mod settings;
@@ -13,6 +14,7 @@ mod settings;
 use thiserror::Error;
 
 use crate::node::{NodeError, explain};
+use crate::verify::VerifyError;
 use crate::wire::WireError;
 
 pub use add::{Addition, add_table, types};
@@ -35,6 +37,9 @@ pub enum SetupError {
     /// A database is not what it should be.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// Nodes could not be compared, or made the same.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
     /// Something has to be put right first.
     #[error("not ready:{}", findings.iter().map(|finding| format!("\n  {finding}")).collect::<String>())]
     NotReady {

@@ -240,7 +240,10 @@ impl Comparison {
             let now: BTreeMap<NodeId, Positions> = self.nodes.iter().map(|node| node.id).zip(read).collect();
             let goal = goal.get_or_insert_with(|| furthest(now.values()));
             // Who has left sends nothing any more.
-            goal.retain(|source, _| self.nodes.iter().any(|node| node.members.contains(source)));
+            goal.retain(|source, _| {
+                let sends = self.nodes.iter().any(|node| node.members.contains(source));
+                sends && !self.options.lost.contains(source)
+            });
             let Some((reader, source)) = behind(goal, &now) else { return Ok(Ok(())) };
             if Instant::now() > deadline {
                 let name = |id: NodeId| {

@@ -58,6 +58,8 @@ pub struct Options {
     pub rounds_max: u32,
     /// How long to wait for the nodes to apply what there is, each time.
     pub catch_up_patience: Duration,
+    /// Nodes whose logs nobody can read any more: nobody is waited for that has less of them than another.
+    pub lost: Vec<NodeId>,
     /// Most different rows of a table that are listed. With more, the rest of the table is not looked at.
     pub differences_max: usize,
 }
@@ -66,6 +68,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             tables: Vec::new(),
+            lost: Vec::new(),
             range_rows: 10_000,
             leaf_rows: 200,
             rows_per_second_max: None,

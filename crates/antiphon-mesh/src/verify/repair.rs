@@ -196,8 +196,9 @@ impl Workshop<'_> {
         let Sight::Row { version, content: expected } = sight else {
             let version = match sight.version() {
                 Some(version) => version,
-                // Somebody chose a node that has no row: so this is when it was deleted.
-                None => Version { at: clock(&mut node.session).await?, node: holder },
+                // Somebody chose a node that has no row. The row is deleted as late as it was written, and no later: what
+                // is on its way here and later than the row stands on that node as well.
+                None => job.seen.version().unwrap_or(Version { at: CommitTime::UNKNOWN, node: holder }),
             };
             return Ok(Some(Winner { node: holder, version, row: None }));
         };
@@ -374,14 +375,6 @@ async fn record(
     ];
     writer.ask(insert, &params).await?;
     Ok(())
-}
-
-async fn clock(session: &mut Session) -> Result<CommitTime, WireError> {
-    let now = "SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000 - 946684800000000)::bigint";
-    let rows = session.ask(now, &[]).await?.rows;
-    let now = rows.first().and_then(|row| row.first()).and_then(Option::as_ref);
-    let now = now.and_then(|now| std::str::from_utf8(now).ok()?.parse().ok());
-    Ok(now.map_or(CommitTime::UNKNOWN, CommitTime))
 }
 
 fn key_json(shape: &Shape, key: &Key) -> Json {

@@ -10,7 +10,13 @@ use crate::support::Server;
 /// Takes a node out, as it would itself.
 pub(crate) fn leaving(of: &Server, node: Option<&str>) -> Leaving {
     let connect = dsn(&of.dsn());
-    Leaving { connect, node: node.map(Into::into), peers: BTreeMap::new(), env: BTreeMap::new() }
+    Leaving {
+        connect,
+        node: node.map(Into::into),
+        peers: BTreeMap::new(),
+        env: BTreeMap::new(),
+        force: false,
+    }
 }
 
 /// A mesh of one whose rows are older than its server remembers.

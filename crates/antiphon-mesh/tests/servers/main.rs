@@ -6,6 +6,7 @@ mod apply;
 mod crdt;
 mod delta;
 mod join;
+mod leave;
 mod merge;
 mod mesh;
 mod resolvers;

@@ -111,10 +111,10 @@ async fn a_plain_role_with_these_rights_can_do_everything() {
         for server in &servers {
             server.wait_for("SELECT n = 2 FROM item").await;
         }
-        work.iter().for_each(tokio::task::JoinHandle::abort);
-        let leaving =
-            Leaving { connect: plain(&servers[1]), node: None, peers: BTreeMap::new(), env: BTreeMap::new() };
+        let (peers, env) = (BTreeMap::new(), BTreeMap::new());
+        let leaving = Leaving { connect: plain(&servers[1]), node: None, peers, env, force: false };
         assert_eq!(leave(&leaving).await.expect("it may go"), Vec::<String>::new());
+        work.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }
 

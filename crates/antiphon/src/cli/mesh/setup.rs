@@ -86,6 +86,9 @@ pub(super) struct LeaveArgs {
     /// Another node that leaves, for one that is gone for good
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
+    /// Do not wait until the others have what it wrote, nor make them the same: what only some have stays different
+    #[arg(long)]
+    force: bool,
 }
 
 pub(super) async fn create(args: CreateArgs) -> Result<(), Failure> {
@@ -270,6 +273,7 @@ pub(super) async fn leave(args: LeaveArgs) -> Result<(), Failure> {
         node: args.node.clone(),
         peers: own.file.peers.clone(),
         env: own.env.clone(),
+        force: args.force,
     };
     let untold = setup::leave(&leaving).await.map_err(|error| not_set_up(&own, error))?;
     let name = args.node.as_ref().unwrap_or(&own.file.node);
