@@ -309,15 +309,10 @@ async fn recognise(ends: &Ends, connection: &mut Connection, progress: Lsn) -> R
     Ok(())
 }
 
-/// What the source had seen of the others before it said anything: nothing of those that take part, and all of those
-/// that left, since nobody is let go before everybody has what it wrote.
+/// What the source had seen of the others before it said anything: nothing. Not of those that left either: it says so
+/// itself when it has all that they wrote, and what it wrote before may not have seen it.
 fn seen_at_first(members: &[Member], source: NodeId) -> Reached {
-    let mut seen = Reached::default();
-    for member in members.iter().filter(|member| member.id != source) {
-        let at = if member.takes_part() { CommitTime::UNKNOWN } else { CommitTime(i64::MAX) };
-        seen.advance(member.id, at);
-    }
-    seen
+    Reached::unknown(members.iter().map(|member| member.id).filter(|id| *id != source))
 }
 
 /// Reads what this node has: its tables, who is who, and how far the source is applied.

@@ -208,7 +208,7 @@ impl Node<'_> {
             if member.takes_part() {
                 self.standing.admit(member.id);
             } else {
-                self.standing.forget(member.id);
+                self.standing.release(member.id);
             }
             let running = self.running.get(&member.id);
             if running.is_some_and(|(then, handle)| !wanted || *then != member || handle.is_finished()) {

@@ -130,10 +130,10 @@ impl Standing {
         inner.links.entry(node).or_default();
     }
 
-    /// That node takes no part any more.
-    pub fn forget(&self, node: NodeId) {
+    /// That node takes no part any more, and all that it wrote is applied here.
+    pub fn release(&self, node: NodeId) {
         let mut inner = self.inner();
-        inner.reached.forget(node);
+        inner.reached.release(node);
         inner.links.remove(&node);
     }
 

@@ -68,11 +68,6 @@ impl Reached {
         *reached = at.max(*reached);
     }
 
-    /// That node takes no part any more.
-    pub fn forget(&mut self, node: NodeId) {
-        self.0.remove(&node);
-    }
-
     /// That node takes no part any more. Nobody is let go before everybody has all that it wrote. This is remembered,
     /// and announced like everything else: what a writer wrote before it knew may not have seen all of it.
     pub fn release(&mut self, node: NodeId) {

@@ -17,6 +17,10 @@ async fn cut(mesh: &Mesh, reader: usize, source: usize) {
     mesh.nodes[source].server.wait_for(&idle).await;
 }
 
+async fn go_on(mesh: &Mesh, reader: usize) {
+    pause(mesh.client(reader), None, false).await.expect("an end of it");
+}
+
 async fn wait_until_left(server: &Server, node: usize) {
     server.wait_for(&format!("SELECT state = 'left' FROM antiphon.nodes WHERE id = {}", node + 1)).await;
 }
@@ -83,4 +87,24 @@ async fn the_others_are_the_same_when_a_dead_node_is_taken_out() {
     mesh.run(0, "INSERT INTO item VALUES (5, 'again'), (6, 'again')").await;
     mesh.run(1, "DELETE FROM item WHERE id NOT IN (5, 6)").await;
     mesh.wait_for(ALL, "(5,again,0) (6,again,0)").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_wrote_that_left_is_a_conflict_for_those_who_had_not_seen_it() {
+    let mut mesh = Mesh::of(3, "INSERT INTO item VALUES (1, 'first')").await;
+    mesh.wait_until_applied().await;
+    cut(&mesh, 1, 2).await;
+    cut(&mesh, 0, 1).await;
+    mesh.run(2, "UPDATE item SET who = 'n3' WHERE id = 1").await;
+    mesh.nodes[0].server.wait_for("SELECT who = 'n3' FROM item").await;
+    // The second has not seen that, and the first hears of this when the third has left.
+    mesh.run(1, "UPDATE item SET who = 'n2' WHERE id = 1").await;
+    go_on(&mesh, 1).await;
+    mesh.nodes[1].server.wait_for("SELECT count(*) = 1 FROM antiphon.conflicts").await;
+    assert_eq!(leave(&leaving(&mesh.nodes[2].server, None)).await.expect("it leaves"), Vec::<String>::new());
+    mesh.nodes.pop();
+    go_on(&mesh, 0).await;
+    mesh.wait_for(ALL, "(1,n2,0)").await;
+    let met = "SELECT string_agg(concat(kind, ' ', local_node), ',') FROM antiphon.conflicts";
+    assert_eq!(mesh.text(0, met).await, "update_origin_differs 3");
 }
