@@ -40,6 +40,11 @@ pub(super) struct Absent {
 }
 
 impl Absent {
+    /// The transaction begins anew.
+    pub(super) fn begin(&mut self) {
+        self.due.clear();
+    }
+
     /// A delete of this key has to be known first.
     pub(super) fn push(&mut self, target: &Arc<Target>, key: Vec<Text>) {
         self.due.push((target.clone(), key));

@@ -87,6 +87,7 @@ impl Applier {
         conflicts: &mut Vec<&'static str>,
     ) -> Result<(), ApplyError> {
         self.session.ask("BEGIN", &[]).await?;
+        self.absent.begin();
         self.rows(transaction, &transaction.ops, conflicts).await?;
         self.detour_if_due(0)?;
         let source = self.identity.source.number().to_string();

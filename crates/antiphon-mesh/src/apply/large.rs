@@ -58,6 +58,7 @@ impl Applier {
         applied: &mut Applied,
     ) -> Result<Option<u64>, ApplyError> {
         self.session.ask("BEGIN", &[]).await?;
+        self.absent.begin();
         let mut decoder = self.steps.decoder(transaction.streamed);
         let mut piece = Changes::with_capacity(PIECE_CHANGES);
         let mut rows = 0;
