@@ -8,11 +8,12 @@ use antiphon_core::mesh::{CommitTime, Conflict, NodeId};
 use crate::link::clock;
 use crate::standing::{Standing, State};
 
-/// The page. `name` gives a node's name.
+/// The page.
 #[must_use]
-pub fn page(standing: &Standing, name: impl Fn(NodeId) -> String) -> String {
+pub fn page(standing: &Standing) -> String {
     let links = standing.links();
     let reached = standing.reached();
+    let name = |id: NodeId| links.get(&id).map(|link| link.name.as_str()).unwrap_or_default();
     let node = |id: NodeId| format!("node=\"{}\"", name(id).replace('\\', "\\\\").replace('"', "\\\""));
     let of = |value: fn(&crate::standing::Link) -> f64| {
         links.iter().map(|(id, link)| (node(*id), value(link))).collect::<Vec<_>>()
@@ -41,6 +42,10 @@ pub fn page(standing: &Standing, name: impl Fn(NodeId) -> String) -> String {
     family(&mut page, "clock_wait_seconds", "gauge", help, of(|link| link.clock_wait_max.as_secs_f64()));
     let help = "Age of the latest state of the node that is complete here.";
     family(&mut page, "behind_seconds", "gauge", help, behind);
+    let help =
+        "Rows that are known to differ between the nodes. Only the node with the lowest number compares.";
+    let diverged = standing.diverged_rows().map(|rows| (String::new(), float(rows)));
+    family(&mut page, "diverged_rows", "gauge", help, diverged);
     page
 }
 
@@ -54,7 +59,8 @@ fn family(
     // Writing to a string does not fail.
     let _ = writeln!(page, "# HELP antiphon_mesh_{name} {help}\n# TYPE antiphon_mesh_{name} {kind}");
     for (labels, value) in lines {
-        let _ = writeln!(page, "antiphon_mesh_{name}{{{labels}}} {value}");
+        let labels = if labels.is_empty() { labels } else { format!("{{{labels}}}") };
+        let _ = writeln!(page, "antiphon_mesh_{name}{labels} {value}");
     }
 }
 

@@ -18,6 +18,7 @@ use crate::link::{self, Ends};
 use crate::members::{self, Member, Names};
 use crate::shape::{CATALOGUE, Shape};
 use crate::standing::{Link, Standing};
+use crate::verify::{self, Site};
 
 /// How often a node looks after itself, and announces when something happens.
 const TICK: Duration = Duration::from_millis(100);
@@ -124,6 +125,7 @@ struct Node<'a> {
     client: Client,
     own: Own,
     links: JoinSet<()>,
+    comparing: JoinSet<()>,
     running: BTreeMap<NodeId, (Member, tokio::task::AbortHandle)>,
     /// Who takes part, as the links that run know it.
     active: Vec<NodeId>,
@@ -158,6 +160,7 @@ async fn once(config: &Config, standing: &Arc<Standing>) -> Result<std::convert:
         client,
         own,
         links: JoinSet::new(),
+        comparing: JoinSet::new(),
         running: BTreeMap::new(),
         active: Vec::new(),
         completeness: Completeness::default(),
@@ -195,6 +198,7 @@ impl Node<'_> {
         let active: Vec<NodeId> =
             members.iter().filter(|member| member.state == "active").map(|member| member.id).collect();
         if active != self.active {
+            self.compare_in_background(&members)?;
             // A link knows the origins that there were when it began. To one that does not know the newcomer's, its
             // rows would look like the source's own, and an older change would overwrite them.
             for (_, handle) in std::mem::take(&mut self.running).into_values() {
@@ -206,7 +210,7 @@ impl Node<'_> {
             let wanted =
                 member.takes_part() && !paused.contains(&i16::try_from(member.id.number()).unwrap_or(0));
             if member.takes_part() {
-                self.standing.admit(member.id);
+                self.standing.admit(member.id, &member.name);
             } else {
                 self.standing.release(member.id);
             }
@@ -223,13 +227,36 @@ impl Node<'_> {
         Ok(())
     }
 
-    fn begin(&mut self, member: Member) -> Result<(), NodeError> {
-        let remote = match self.config.peers.get(&member.name) {
-            Some(remote) => remote.clone(),
+    /// How another node is reached.
+    fn remote(&self, member: &Member) -> Result<Dsn, NodeError> {
+        match self.config.peers.get(&member.name) {
+            Some(remote) => Ok(remote.clone()),
             None => Dsn::parse(&member.connect, &self.config.env).map_err(|error| {
                 NodeError::NotSetUp(format!("the connection string of node {}: {error}", member.name))
-            })?,
+            }),
+        }
+    }
+
+    /// The node with the lowest number compares the rows of all; once is enough.
+    fn compare_in_background(&mut self, members: &[Member]) -> Result<(), NodeError> {
+        self.comparing = JoinSet::new();
+        self.standing.set_diverged_rows(None);
+        let active: Vec<&Member> = members.iter().filter(|member| member.state == "active").collect();
+        if active.len() < 2 || active.iter().any(|member| member.id < self.own.id) {
+            return Ok(());
+        }
+        let site = |member: &&Member| {
+            let own = member.id == self.own.id;
+            let dsn = if own { self.config.connect.clone() } else { self.remote(member)? };
+            Ok(Site { id: member.id, name: member.name.clone(), dsn })
         };
+        let sites: Vec<Site> = active.iter().map(site).collect::<Result<_, NodeError>>()?;
+        self.comparing.spawn(verify::run_in_background(sites, self.standing.clone()));
+        Ok(())
+    }
+
+    fn begin(&mut self, member: Member) -> Result<(), NodeError> {
+        let remote = self.remote(&member)?;
         let ends = Ends {
             names: self.own.names.clone(),
             own: self.own.id,

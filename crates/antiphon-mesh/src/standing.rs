@@ -42,6 +42,8 @@ impl State {
 /// One link.
 #[derive(Clone, Debug)]
 pub struct Link {
+    /// The node's name.
+    pub name: String,
     /// What it does.
     pub state: State,
     /// Why, if it does not stream.
@@ -77,11 +79,13 @@ struct Inner {
     reached: Reached,
     /// How far the server's clock is ahead of this machine's, at least, in microseconds.
     clock_ahead: Option<i64>,
+    diverged_rows: Option<u64>,
 }
 
 impl Default for Link {
     fn default() -> Self {
         Self {
+            name: String::new(),
             state: State::Connecting,
             message: None,
             applied: Lsn::default(),
@@ -124,10 +128,21 @@ impl Standing {
     }
 
     /// That node takes part: nothing is known of it yet.
-    pub fn admit(&self, node: NodeId) {
+    pub fn admit(&self, node: NodeId, name: &str) {
         let mut inner = self.inner();
         inner.reached.advance(node, CommitTime::UNKNOWN);
-        inner.links.entry(node).or_default();
+        name.clone_into(&mut inner.links.entry(node).or_default().name);
+    }
+
+    /// So many rows are known to differ between the nodes; none if this node does not compare them.
+    pub fn set_diverged_rows(&self, rows: Option<u64>) {
+        self.inner().diverged_rows = rows;
+    }
+
+    /// Rows that are known to differ between the nodes; none on a node that does not compare them.
+    #[must_use]
+    pub fn diverged_rows(&self) -> Option<u64> {
+        self.inner().diverged_rows
     }
 
     /// That node takes no part any more, and all that it wrote is applied here.

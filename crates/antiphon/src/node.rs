@@ -31,7 +31,7 @@ use crate::agent::view::View;
 use crate::api;
 use crate::config::{self, MeshFile, NodeConfig, RouterFile, StoreConfig};
 use crate::log::Log;
-use crate::mesh;
+use crate::mesh::{self, Mesh};
 use crate::resources;
 use crate::router;
 use crate::systemd::notify;
@@ -229,7 +229,7 @@ fn serve(
             store.clone(),
             access,
             config.dynamic_commands(),
-            router.as_ref().map(Router::handle),
+            api::Beside { router: router.as_ref().map(Router::handle), mesh: mesh.as_ref().map(Mesh::shown) },
         );
         let (api_stop, api_stopped) = oneshot::channel::<()>();
         let serving = tokio::spawn(api::serve(listener, certificates.api, api, async move {

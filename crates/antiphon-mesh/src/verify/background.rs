@@ -5,14 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use tokio::sync::watch;
 
 use super::compare::Comparison;
 use super::range::Key;
 use super::{Options, Site, VerifyError};
 use crate::name::TableName;
+use crate::standing::Standing;
 
 /// How long between two turns, at least: what a mesh of small tables costs.
 const TURN_EVERY: Duration = Duration::from_secs(1);
@@ -129,24 +129,26 @@ impl Cursor {
     }
 }
 
-/// Compares until the task is dropped, and shows how many rows are known to differ.
-pub async fn run(sites: Vec<Site>, options: Options, shown: watch::Sender<u64>) {
-    let mut background = Background::new(sites, options);
+/// Compares until the task is dropped, and shows in `standing` how many rows are known to differ.
+pub async fn run(sites: Vec<Site>, standing: Arc<Standing>) {
+    let mut background = Background::new(sites, Options::default());
+    let (mut before, mut failed) = (0, String::new());
     loop {
-        let wait = match background.turn().await {
-            Ok(()) => TURN_EVERY,
-            Err(error) => {
-                tracing::info!(%error, "rows cannot be compared just now");
-                RETRY_AFTER
-            }
-        };
+        // Not at once: whoever has just begun has changes to catch up with.
+        tokio::time::sleep(if failed.is_empty() { TURN_EVERY } else { RETRY_AFTER }).await;
+        let error = background.turn().await.err().map(|error| error.to_string()).unwrap_or_default();
+        if error != failed && !error.is_empty() {
+            tracing::info!(error, "rows cannot be compared just now");
+        }
+        failed = error;
         let rows = background.diverged_rows();
-        if shown.send_replace(rows) < rows {
+        standing.set_diverged_rows(Some(rows));
+        if rows > before {
             tracing::warn!(
                 rows,
                 "rows differ between nodes: run `antiphon mesh verify`, then `antiphon mesh repair`"
             );
         }
-        tokio::time::sleep(wait).await;
+        before = rows;
     }
 }

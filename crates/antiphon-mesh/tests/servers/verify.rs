@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use antiphon_core::mesh::{Choice, CommitTime, NodeId, Sight};
+use antiphon_mesh::metrics;
 use antiphon_mesh::verify::{
     Background, Options, Outcome, Repair, Repaired, Report, Site, Why, repair, verify,
 };
@@ -465,11 +466,26 @@ async fn in_the_background_what_differs_is_counted_until_it_is_repaired() {
         turns += 1;
     }
     assert_eq!((background.diverged_rows(), turns), (3, 6), "a little at a time");
+    wait_until_shown(&mesh, 3).await;
     let report = compare(&mesh).await;
     let done = repair(&sites(&mesh), &report, Repair { write: true, ..Repair::default() }, |_| {}).await;
     all_done(&done.expect("a repair"), 3);
     background.turn().await.expect("a turn");
     assert_eq!(background.diverged_rows(), 0);
+    wait_until_shown(&mesh, 0).await;
+    let page = |nth: usize| metrics::page(&mesh.nodes[nth].shown.borrow());
+    assert!(page(0).contains("\nantiphon_mesh_diverged_rows 0\n"), "{}", page(0));
+    assert!(!page(1).contains("\nantiphon_mesh_diverged_rows "), "one node compares: {}", page(1));
+    assert!(page(1).contains("antiphon_mesh_link_up{node=\"n1\"} 1\n"), "{}", page(1));
+}
+
+/// The first node, which compares by itself, shows that so many rows differ.
+async fn wait_until_shown(mesh: &Mesh, rows: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    while mesh.nodes[0].shown.borrow().diverged_rows() != Some(rows) {
+        assert!(Instant::now() < deadline, "it shows {:?}", mesh.nodes[0].shown.borrow().diverged_rows());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -161,7 +161,7 @@ pub(super) fn cancel_restart(api: &Api) -> Result<Reply, Refusal> {
 /// `POST /reload`.
 pub(super) async fn reload(api: &Api) -> Result<Reply, Refusal> {
     let mut done = ask(api, ANSWER_MAX, |done| Command::Reload { done }).await?;
-    if let (Ok(pending), Some(router)) = (&mut done, &api.router) {
+    if let (Ok(pending), Some(router)) = (&mut done, &api.beside.router) {
         match router.reload().await {
             Ok(waits) => pending.extend(waits.into_iter().map(str::to_owned)),
             Err(why) => done = Err(why),

@@ -39,7 +39,7 @@ impl Handler for MeshApi {
         }
         let standing = self.shown.borrow().clone();
         match request.uri().path() {
-            "/metrics" => text(StatusCode::OK, metrics::page(&standing, |node| node.to_string())),
+            "/metrics" => text(StatusCode::OK, metrics::page(&standing)),
             "/health" | "/readiness" => {
                 status(verdict(standing.links().values().all(|link| link.state == State::Streaming)))
             }

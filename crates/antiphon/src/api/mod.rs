@@ -25,6 +25,7 @@ mod switchover;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use antiphon_core::settings::DynamicCommands;
+use antiphon_mesh::standing::Standing;
 use antiphon_router::Handle;
 use antiphon_store::Store;
 use bytes::Bytes;
@@ -59,12 +60,21 @@ pub struct Api {
     connections: Arc<Connections>,
     readers: Readers,
     schedule: Schedule,
-    router: Option<Handle>,
+    beside: Beside,
+}
+
+/// What runs beside the agent.
+#[derive(Default)]
+pub struct Beside {
+    /// A router.
+    pub router: Option<Handle>,
+    /// A node of a mesh, as it shows itself.
+    pub mesh: Option<watch::Receiver<Arc<Standing>>>,
 }
 
 impl Api {
     /// An API over an agent's view and queue. `routers` are those that follow the agent; `dynamic_commands` is what this node's file says of settings that
-    /// run commands; `router` is the one that runs beside the agent.
+    /// run commands.
     pub fn new(
         view: watch::Receiver<Arc<View>>,
         commands: mpsc::Sender<Command>,
@@ -72,7 +82,7 @@ impl Api {
         store: Arc<dyn Store>,
         access: Access,
         dynamic_commands: DynamicCommands,
-        router: Option<Handle>,
+        beside: Beside,
     ) -> Arc<Self> {
         Arc::new(Self {
             view,
@@ -85,7 +95,7 @@ impl Api {
             connections: Arc::new(Connections::new()),
             readers: Readers::default(),
             schedule: Schedule::default(),
-            router,
+            beside,
         })
     }
 

@@ -255,8 +255,12 @@ async fn look(
         "explain" => json(StatusCode::OK, &member::explain(view)),
         "metrics" => {
             let mut page = metrics::page(view, clock::now(), api.connections.count());
-            if let Some(router) = &api.router {
+            if let Some(router) = &api.beside.router {
                 page.push_str(&router.metrics().await.unwrap_or_default());
+            }
+            if let Some(mesh) = &api.beside.mesh {
+                let standing = mesh.borrow().clone();
+                page.push_str(&antiphon_mesh::metrics::page(&standing));
             }
             text(StatusCode::OK, page)
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use antiphon::agent::command::{COMMANDS_MAX, Command};
 use antiphon::agent::view::{HistoryEntry, ServerFacts, View};
-use antiphon::api::{self, Access, Api};
+use antiphon::api::{self, Access, Api, Beside};
 use antiphon::cli::{Answer, Client};
 use antiphon::config::{Login, Secret};
 use antiphon_core::ha::cluster::{
@@ -251,7 +251,7 @@ impl Served {
             Arc::new(store.clone()),
             access,
             DynamicCommands::Refused,
-            None,
+            Beside::default(),
         );
         let (stop, stopped) = oneshot::channel::<()>();
         tokio::spawn(async move {
