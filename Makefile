@@ -25,9 +25,10 @@ demo-mesh: ## three leaders in three regions write the same rows at once, and ar
 	@cargo build -p antiphon
 	@cargo run -q -p antiphon -- demo mesh $(ARGS)
 
+# Most tests wait for servers most of the time: more of them at once than there are cores are done sooner.
 test: ## every test, against real PostgreSQL and etcd servers
 	@$(SERVERS) toolchain ensure etcd >/dev/null
-	cargo test --workspace --no-fail-fast $(ARGS)
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$(($$(nproc) * 3 / 2))} cargo test --workspace --no-fail-fast $(ARGS)
 
 check: ## formatting, lints and the rules of the house; quick, starts no server
 	cargo fmt --all --check

@@ -335,6 +335,8 @@ async fn every_link_is_seen_from_every_node_and_so_is_one_that_is_broken() {
     let complete = |link: &Link| link.behind_bytes.is_some() && link.behind_seconds.is_some();
     assert!(seen.iter().all(|link| link.state == "streaming" && complete(link)), "{seen:?}");
     pause(mesh.client(1), Some("n3"), true).await.expect("a pause");
+    let parted = "SELECT NOT active FROM pg_replication_slots WHERE slot_name = 'antiphon_test_2'";
+    mesh.nodes[2].server.wait_for(parted).await;
     mesh.run(2, "INSERT INTO item SELECT g, repeat('x', 1000) FROM generate_series(1, 300) g").await;
     mesh.nodes[0].server.wait_for("SELECT count(*) = 300 FROM item").await;
     let held = state(&look(&mesh).await, "n3", "n2");
